@@ -1,0 +1,33 @@
+"""The architecture contract: how tasks share one or several encoders."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.features import Features, FeatureSpec
+
+
+class Architecture(nn.Module):
+    """From named inputs to each task's feature pyramid, over any staged encoder."""
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Features]) -> dict[str, list[Features]]:
+        """Each task's pyramid, finest first."""
+
+    @abstractmethod
+    def specs(self, task: str) -> list[FeatureSpec]:
+        """What a task's head will get, finest first."""
+
+    @abstractmethod
+    def owners(self) -> dict[nn.Parameter, frozenset[str]]:
+        """Each parameter and the tasks that use it; with two or more it is shared."""
+
+    def penalties(self) -> dict[str, Tensor]:
+        """Named scalars that are added to the objective after the weighting."""
+        return {}
+
+
+ArchitectureFactory = Callable[[Encoder, Sequence[str]], Architecture]
+"""Builds an architecture from the encoder and the tasks' names."""

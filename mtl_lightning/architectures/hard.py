@@ -1,0 +1,41 @@
+"""One trunk for all tasks."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mtl_lightning.architectures.base import Architecture
+from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.features import Features, FeatureSpec
+
+
+class HardSharing(Architecture):
+    """Hard parameter sharing (Caruana, Multitask Learning, 1997): every task's head reads the same encoder.
+
+    The encoder runs once per step, and all of its parameters are shared.
+
+    Args:
+        encoder: the trunk.
+        tasks: names.
+        input: which of the batch's inputs it reads.
+    """
+
+    def __init__(self, encoder: Encoder, tasks: Sequence[str], input: str = "image") -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tasks = list(tasks)
+        self.input = input
+
+    def forward(self, inputs: Mapping[str, Features]) -> dict[str, list[Features]]:
+        """The same pyramid for every task."""
+        pyramid = self.encoder(inputs[self.input])
+        return dict.fromkeys(self.tasks, pyramid)
+
+    def specs(self, task: str) -> list[FeatureSpec]:
+        """The encoder's."""
+        return self.encoder.specs
+
+    def owners(self) -> dict[nn.Parameter, frozenset[str]]:
+        """Everything belongs to all tasks."""
+        everyone = frozenset(self.tasks)
+        return dict.fromkeys(self.parameters(), everyone)

@@ -1,0 +1,149 @@
+"""The batch contract: what the data room hands to the model, and the collate that makes it.
+
+A *sample* is a dict: ``image`` [C, H, W], ``id``, optionally ``size`` (the file's own height and width), and the targets
+under their tasks' names. A missing label is an absent key or None, never a magic number.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtl_lightning.errors import DataError
+
+Kind = Literal["class", "multilabel", "numbers", "mask", "depth", "normals"]
+IGNORE = -1
+"""Class index of a pixel without a label."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What one task's target looks like, so that data modules and the collate need not know the task.
+
+    Attributes:
+        kind: how a data module reads it and how it moves under augmentation.
+        shape: one row's shape, without height and width for dense targets: () class index, (D,) numbers or labels,
+            () mask [H, W], (1,) depth [1, H, W], (3,) normals [3, H, W].
+        dtype: of the batch tensor.
+        fill: the finite value of unlabelled rows and of padding.
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: float
+
+    @property
+    def dense(self) -> bool:
+        """Whether a target has a height and a width."""
+        return self.kind in ("mask", "depth", "normals")
+
+
+@dataclass
+class Batch:
+    """One step's data.
+
+    Attributes:
+        inputs: tensors under their names, ``image`` is [B, C, H, W] in 0..1.
+        targets: per task [B, ...]; every task of the run is there, unlabelled rows hold ``TargetSpec.fill``.
+        labelled: per task a bool [B].
+        ids: the samples' names.
+        sizes: [B, 2] height and width of the pictures as stored.
+        padding: bool [B, H, W], True where a smaller picture was filled up; None if all pictures are alike.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    labelled: dict[str, Tensor]
+    ids: list[str]
+    sizes: Tensor
+    padding: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _map(self, function: Any) -> "Batch":
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, dict):
+                return {key: function(tensor) for key, tensor in value.items()}
+            return value
+
+        return replace(self, **{field.name: apply(getattr(self, field.name)) for field in fields(self)})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory (called by the data loader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+class Collate:
+    """Turns samples into a :class:`Batch`.
+
+    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch.
+
+    Args:
+        targets: what each task's target looks like.
+    """
+
+    def __init__(self, targets: Mapping[str, TargetSpec]) -> None:
+        self.targets = dict(targets)
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Make a batch.
+
+        Raises:
+            DataError: a label's shape does not fit; it names the sample and the task.
+        """
+        images = [torch.as_tensor(sample["image"]) for sample in samples]
+        ids = [str(sample["id"]) for sample in samples]
+        sizes = torch.tensor([tuple(sample.get("size", image.shape[-2:])) for sample, image in zip(samples, images, strict=True)])
+        height = max(image.shape[-2] for image in images)
+        width = max(image.shape[-1] for image in images)
+        padding = None
+        if any(image.shape[-2:] != (height, width) for image in images):
+            padding = torch.ones(len(images), height, width, dtype=torch.bool)
+            for row, image in enumerate(images):
+                padding[row, : image.shape[-2], : image.shape[-1]] = False
+        targets, labelled = {}, {}
+        for name, spec in self.targets.items():
+            rows = [sample.get(name) for sample in samples]
+            targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, (height, width))
+        pictures = torch.stack([_pad(image, height, width, 0.0) for image in images])
+        return Batch({"image": pictures}, targets, labelled, ids, sizes, padding)
+
+    @staticmethod
+    def _stack(
+        name: str, spec: TargetSpec, rows: list[Any], images: list[Tensor], ids: list[str], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        shape = spec.shape + size if spec.dense else spec.shape
+        target = torch.full((len(rows), *shape), spec.fill, dtype=spec.dtype)
+        labelled = torch.zeros(len(rows), dtype=torch.bool)
+        for row, value in enumerate(rows):
+            if value is None:
+                continue
+            value = torch.as_tensor(value)
+            expected = spec.shape + tuple(images[row].shape[-2:]) if spec.dense else spec.shape
+            if tuple(value.shape) != expected:
+                raise DataError(
+                    f"{ids[row]}: the label of task '{name}' has shape {tuple(value.shape)}, expected {expected}"
+                    + (" (as high and wide as the image)" if spec.dense else "")
+                )
+            if spec.dense:
+                target[row, ..., : value.shape[-2], : value.shape[-1]] = value.to(spec.dtype)
+            else:
+                target[row] = value.to(spec.dtype)
+            labelled[row] = True
+        return target, labelled
+
+
+def _pad(tensor: Tensor, height: int, width: int, fill: float) -> Tensor:
+    missing = (0, width - tensor.shape[-1], 0, height - tensor.shape[-2])
+    return F.pad(tensor, missing, value=fill) if any(missing) else tensor

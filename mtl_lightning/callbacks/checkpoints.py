@@ -1,0 +1,172 @@
+"""Checkpoints that are whole, at moments a run can go on from."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from mtl_lightning.errors import CheckpointError, ConfigError
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, and renames: a kill leaves the old file or the new one, never half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+        """Save.
+
+        Args:
+            checkpoint: what to save.
+            path: the target.
+            storage_options: not used.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, safely.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint; give --ckpt_path last, best, or the path of a .ckpt file")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    # A damaged file fails in many ways inside zipfile, pickle and torch; what was raised is in the message.
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise CheckpointError(
+            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: {first[:160]}); "
+            "it may be truncated, or not from this framework: use an earlier checkpoint of the run"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path}: holds no training state (no 'state_dict'); use a checkpoint of fit")
+    return checkpoint
+
+
+def validation_due(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the trainer validates right after this training batch."""
+    if not trainer.enable_validation:
+        return False
+    every = trainer.check_val_every_n_epoch
+    if every is not None and (trainer.current_epoch + 1) % every:
+        return False
+    check = trainer.val_check_batch
+    if check == float("inf"):
+        return trainer.is_last_batch
+    seen = batch_idx if every is not None else trainer.fit_loop.total_batch_idx
+    return (seen + 1) % int(check or 1) == 0
+
+
+class LastCheckpoint(Checkpoint):
+    """``last.ckpt``: after every epoch, and in mid-epoch every so many steps or minutes.
+
+    Where a validation is due at the same batch it is saved after it, so that no validation is lost between the two.
+
+    Args:
+        folder: where.
+        every_n_steps: optimizer steps between saves within an epoch.
+        every_minutes: minutes between saves within an epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = None, every_minutes: float | None = None) -> None:
+        self.path = Path(folder) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
+        self._step = 0
+        self._clock = time.monotonic()
+        self._pending = False
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._step, self._clock, self._pending = trainer.global_step, time.monotonic(), False
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        steps = self.every_n_steps is not None and trainer.global_step - self._step >= self.every_n_steps
+        late = self.every_minutes is not None and time.monotonic() - self._clock >= 60 * self.every_minutes
+        return bool(trainer.strategy.broadcast(steps or late)) if trainer.world_size > 1 else steps or late
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count from here."""
+        self._step, self._clock = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save in mid-epoch, only between optimizer steps (accumulated gradients are in no checkpoint)."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if trainer.is_last_batch or not stepped or not self._due(trainer):
+            return
+        if validation_due(trainer, batch_idx):
+            self._pending = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what was due at the batch before the validation."""
+        if self._pending and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after every epoch."""
+        self._save(trainer)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: the epoch with the best monitored value.
+
+    Args:
+        folder: where.
+        monitor: a logged validation value.
+        mode: whether it is to be large or small.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
+        super().__init__(folder, filename="best", monitor=monitor, mode=mode, save_top_k=1, enable_version_counter=False)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a monitor that will never be logged, before training."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or self.monitor is None:
+            return
+        counts = trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
+        main = [name for name, task in pl_module.tasks.items() if not task.auxiliary]  # type: ignore[union-attr, operator]
+        if not any(counts.get(str(name), (0, 0))[0] for name in main) and self.monitor in ("val/score", "val/loss"):
+            self.save_top_k = 0
+            rank_zero_info("No main task has a validation label: there is no best.ckpt, only last.ckpt.")
+            return
+        check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
+
+
+def check_monitor(key: str, monitor: str, module: pl.LightningModule, counts: dict[str, tuple[int, int]]) -> None:
+    """Raise :class:`ConfigError` if a value cannot be monitored.
+
+    Args:
+        key: the configuration key, for the message.
+        monitor: the value's name.
+        module: with its tasks.
+        counts: labelled and all rows of the validation split, by task.
+    """
+    tasks = dict(module.tasks.items())  # type: ignore[union-attr, operator]
+    parts = monitor.split("/")
+    name = parts[1] if len(parts) == 3 else ""
+    if name in tasks and parts[0] == "val" and not counts.get(name, (0, 0))[0]:
+        raise ConfigError(f"{key} is {monitor}, but task '{name}' has no validation label; monitor val/score or another task")
+    known = {"val/score", "val/loss", "train/loss"}
+    for task in tasks.values():
+        known |= {f"val/{task.name}/{metric}" for metric in ("loss", *task.measures)} | {f"train/{task.name}/loss"}
+    if monitor not in known:
+        raise ConfigError(f"{key} is {monitor}, which is never logged; there are: {', '.join(sorted(known))}")

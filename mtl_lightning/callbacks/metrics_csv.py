@@ -1,0 +1,103 @@
+"""metrics.csv: every logged number of a run, one a row."""
+
+import csv
+import math
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+FIELDS = ("step", "epoch", "name", "value")
+
+
+class MetricsCSV(Logger):
+    """An append-only table ``step, epoch, name, value`` in the run folder.
+
+    One number a row, because which numbers there are changes from step to step: nothing is ever rewritten but on a resume, when
+    the rows from the checkpoint on are cut off. ``pandas.read_csv(...).pivot_table(index="step", columns="name",
+    values="value")`` gives the wide form.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self._file: TextIO | None = None
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.folder.name
+
+    @property
+    def version(self) -> str:
+        """Empty: the folder says it all."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder)
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / "metrics.csv"
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append numbers."""
+        if self._file is None or self._file.closed:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            fresh = not self.path.exists()
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+            if fresh:
+                csv.writer(self._file).writerow(FIELDS)
+        epoch = int(metrics.get("epoch", 0))
+        rows = [(step, epoch, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"]
+        csv.writer(self._file).writerows(rows)
+        self._file.flush()
+
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Keep only the whole rows of earlier steps, when a run goes on from a checkpoint."""
+        if not self.path.exists():
+            return
+        if self._file is not None:
+            self._file.close()
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(FIELDS) and _number(row[0]) < step and _whole(row[3])]
+        new = self.path.with_suffix(".tmp")
+        with new.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([FIELDS, *rows])
+        os.replace(new, self.path)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
+
+
+def _whole(text: str) -> bool:
+    return text == "nan" or not math.isnan(_number(text) if text else math.nan)

@@ -1,0 +1,78 @@
+"""What a run leaves behind: a table in the terminal, summary.json, summary.md and pictures in the run folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from mtl_lightning.analysis.pictures import curves, plot, samples
+from mtl_lightning.analysis.tables import Summary, markdown_table, rich_table, summarize
+from mtl_lightning.tasks.base import Task
+
+TITLES = {"val": "validation", "test": "test"}
+
+
+class Report(Callback):
+    """Writes tables and pictures after ``validate`` and ``test`` (``fit`` ends with a ``validate`` of its best checkpoint).
+
+    Args:
+        folder: the run folder.
+        checkpoint: what is evaluated, for the heading.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str = "") -> None:
+        self.folder = Path(folder)
+        self.checkpoint = checkpoint
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After ``validate`` only, not within ``fit``."""
+        if trainer.state.fn == "validate":
+            self.write("val", pl_module)
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After ``test``."""
+        self.write("test", pl_module)
+
+    def write(self, split: str, module: Any) -> None:
+        """Everything about one split."""
+        results, tasks = module.results[split], dict(module.tasks.items())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        summary[split] = {"checkpoint": self.checkpoint} | summarize(results)
+        Console().print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
+        self._pictures(split, module, tasks)
+        _replace(file, json.dumps(summary, indent=2) + "\n")
+        _replace(self.folder / "summary.md", self._page(summary))
+
+    def _page(self, summary: dict[str, Summary]) -> str:
+        parts = [f"# {self.folder.name}"]
+        for split, part in summary.items():
+            parts.append(f"## {TITLES[split].capitalize()} of {part['checkpoint']}\n\n{markdown_table(part)}")
+        parts += [f"![{path.stem}]({path.name})" for path in sorted(self.folder.glob("*.png"))]
+        return "\n\n".join(parts) + "\n"
+
+    def _pictures(self, split: str, module: Any, tasks: dict[str, Task]) -> None:
+        if split in module.shown:
+            batch, predictions = module.shown[split]
+            samples(batch, predictions, tasks, self.folder / f"predictions_{split}.png")
+        for name, result in module.results[split].items():
+            values = {key: torch.tensor(value) for key, value in result.values.items()} | result.tensors
+            for picture, draw in tasks[name].plots(values).items():
+                plot(draw, self.folder / f"{name}_{picture}_{split}.png")
+        if (self.folder / "metrics.csv").exists():
+            curves(self.folder / "metrics.csv", tasks, self.folder / "curves.png")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

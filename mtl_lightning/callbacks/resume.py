@@ -1,0 +1,86 @@
+"""What a resumed run needs beside weights: random streams, the configuration it was trained with, the metrics so far."""
+
+import random
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from mtl_lightning.callbacks.metrics_csv import MetricsCSV
+
+MISSING = "(not set)"
+
+
+class Resume(Callback):
+    """Keeps the random generators and the resolved configuration in checkpoints, and picks both up again.
+
+    On resume it prints every value that differs from the checkpoint's configuration (the new one is used) and cuts metrics.csv
+    back to the checkpoint.
+
+    Args:
+        config: the resolved configuration as YAML.
+        same_folder: the run goes on in its own folder.
+    """
+
+    def __init__(self, config: str, same_folder: bool) -> None:
+        self.config = config
+        self.same_folder = same_folder
+        self._states: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add generators and configuration."""
+        kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global stream is what is kept
+        version, state, gauss = random.getstate()
+        checkpoint["mtl_config"] = self.config
+        checkpoint["mtl_random"] = {
+            "python": [version, list(state), gauss],
+            "numpy": [kind, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr, attr-defined]
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Print what differs, in fit."""
+        if trainer.state.fn != "fit":
+            return
+        self._states = checkpoint.get("mtl_random")
+        changes = differences(checkpoint.get("mtl_config", ""), self.config)
+        if changes:
+            rank_zero_info("Configuration that differs from the checkpoint (the new value is used):\n" + "\n".join(changes))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the generators after everything else that draws from them."""
+        if self.same_folder:
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCSV):
+                    logger.cut(trainer.global_step)
+        if self._states is None:
+            return
+        version, state, gauss = self._states["python"]
+        random.setstate((version, tuple(state), gauss))
+        kind, keys, *rest = self._states["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+        torch.set_rng_state(self._states["torch"].cpu())
+        if torch.cuda.is_available() and len(self._states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._states["cuda"]])
+        self._states = None
+
+
+def differences(old: str, new: str) -> list[str]:
+    """The values that differ between two configurations in YAML, a line each; paths and the run's name aside."""
+    before, after = _flat(yaml.safe_load(old) or {}), _flat(yaml.safe_load(new) or {})
+    return [
+        f"  {key}: {before.get(key, MISSING)} -> {after.get(key, MISSING)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, MISSING) != after.get(key, MISSING) and key != "ckpt_path"
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {prefix: value}

@@ -1,0 +1,42 @@
+"""Reading the configuration: a later file must not make tasks disappear."""
+
+from typing import Any
+
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mtl_lightning.errors import ConfigError
+
+
+class _KeepTasks(ActionConfigFile):
+    """``--config``: a second file replaces a whole dict, so one that names fewer tasks would drop the others unnoticed."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Read a file and compare."""
+        before = _tasks(cfg)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        after = _tasks(cfg)
+        lost = [name for name in before if name not in after]
+        if lost and after:
+            raise ConfigError(
+                f"--config {values}: its model.tasks replaces the earlier file's and drops {', '.join(lost)}. "
+                f"List all tasks in it, change single values on the command line (--model.tasks.{lost[0]}.init_args.weight 2), "
+                "or train some of the tasks with --model.only"
+            )
+
+
+def _tasks(cfg: Namespace) -> list[str]:
+    tasks = cfg.get("model.tasks") if cfg is not None else None
+    if tasks is None:
+        return []
+    return list(tasks if isinstance(tasks, dict) else vars(tasks))
+
+
+class TaskKeepingParser(LightningArgumentParser):
+    """Lightning's parser with that check."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """As in the parent."""
+        if kwargs.get("action") is ActionConfigFile:
+            kwargs["action"] = _KeepTasks
+        return super().add_argument(*args, **kwargs)

@@ -1,0 +1,190 @@
+"""What every data module shares: splits, loaders, the label table, and what tasks learn from the training labels."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms.v2 import Transform
+
+from mtl_lightning.batch import Batch
+from mtl_lightning.data.dataset import LabelledDataset
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.transforms import compose
+from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.tasks.base import Task
+
+SPLITS = {"fit": ("train", "val"), "validate": ("train", "val"), "test": ("train", "test"), "predict": ("train", "test")}
+"""The splits each subcommand needs; the training labels always, since tasks learn from them."""
+LEARN_ROWS = 256
+"""Rows of dense labels that tasks learn their statistics from."""
+
+
+class MultiTaskDataModule(pl.LightningDataModule):
+    """Batches of rows that carry some of the labels.
+
+    Args:
+        batch_size: rows per process and step.
+        seed: of shuffling and augmentation; None takes the run's ``seed_everything``.
+        num_workers: processes that prepare batches; None takes one less than the machine's cores, at most 8.
+        pin_memory: page-locked batches; None means yes where a GPU is found.
+        image_size: every picture is brought to this height and width (or square side) at the end; None leaves them and fills
+            smaller ones up.
+        channels: 3 for colour, 1 for grey.
+        train_transforms: torchvision v2 transforms of the training split; image, mask, depth, normals and box move together.
+        eval_transforms: the same for the other splits.
+        drop_last: leave out an incomplete last training batch; None only does so where it would be a single row, of which
+            BatchNorm cannot take a variance.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        seed: int | None = None,
+        num_workers: int | None = None,
+        pin_memory: bool | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        channels: int = 3,
+        train_transforms: list[Transform] | None = None,
+        eval_transforms: list[Transform] | None = None,
+        drop_last: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"data.init_args.batch_size is {batch_size}, expected 1 or more")
+        if channels not in (1, 3):
+            raise ConfigError(f"data.init_args.channels is {channels}, expected 1 or 3")
+        if num_workers is not None and num_workers < 0:
+            raise ConfigError(f"data.init_args.num_workers is {num_workers}, expected 0 or more")
+        self.batch_size = batch_size
+        self.seed = seed
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(8, max(1, cores - 1)) if num_workers is None else num_workers
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.image_size = image_size
+        self.channels = channels
+        self.transforms = {"train": list(train_transforms or []), "eval": list(eval_transforms or [])}
+        self.drop_last = drop_last
+        self.tasks: dict[str, Task] | None = None
+        self.splits: dict[str, LabelledDataset] = {}
+
+    @abstractmethod
+    def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
+        """Build the asked splits (of train, val, test; leave out those there are none of) and name classes.
+
+        Sets ``task.names`` where it is None. Raises :class:`DataError` for labels that are wrong.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Build the splits, print the label table and let each task learn from the training labels."""
+        if self.tasks is None:
+            if self.trainer is None:
+                raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
+            self.tasks = dict(self.trainer.lightning_module.tasks.items())  # type: ignore[operator, union-attr]
+        wanted = [split for split in SPLITS[stage] if split not in self.splits]
+        if not wanted:
+            return
+        first = "train" in wanted
+        self.splits.update(self.datasets(self.tasks, wanted))
+        for split in wanted:
+            if split != "val" and len(self.splits.get(split, ())) == 0:
+                raise DataError(f"the {split} split is empty; look at the data module's split settings")
+        self._show_table()
+        if first:
+            self._learn()
+
+    def counts(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Per split and task the labelled rows and all rows."""
+        return {
+            split: {task: (int(dataset.labelled(task).sum()), len(dataset)) for task in self.tasks or {}}
+            for split, dataset in self.splits.items()
+        }
+
+    def _learn(self) -> None:
+        train = self.splits["train"]
+        for name, task in (self.tasks or {}).items():
+            rows = np.flatnonzero(train.labelled(name))
+            if not len(rows):
+                raise DataError(
+                    f"task '{name}' has no label in the training split ({len(train)} rows); "
+                    "check its column, or leave it out with model.only"
+                )
+            if task.target.dense and len(rows) > LEARN_ROWS:
+                rows = np.random.default_rng(self.seed or 0).choice(rows, LEARN_ROWS, replace=False)
+            task.learn(train.targets(name, rows.tolist()))
+
+    @rank_zero_only
+    def _show_table(self) -> None:
+        counts = self.counts()
+        table = Table(title="labelled / all rows")
+        table.add_column("task")
+        for split in counts:
+            table.add_column(split, justify="right")
+        lonely = []
+        for task in self.tasks or {}:
+            cells = []
+            for split in counts:
+                labelled, rows = counts[split][task]
+                cells.append(f"{labelled} / {rows}" if labelled else f"[bold red]NONE[/] / {rows}")
+                if not labelled and split == "val":
+                    lonely.append(task)
+            table.add_row(task, *cells)
+        if lonely:
+            table.caption = (
+                f"[bold red]WARNING[/] no validation label for {', '.join(lonely)}: "
+                "not evaluated in training, left out of val/score, and cannot be monitored"
+            )
+        Console().print(table)
+
+    def _loader(self, split: str, train: bool) -> ResumableLoader:
+        dataset = self.splits[split]
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        augmented = AugmentedDataset(
+            dataset, compose(self.transforms["train" if train else "eval"], self.image_size), self.seed or 0
+        )
+        sampler = EpochSampler(augmented, shuffle=train, seed=self.seed or 0, replicas=replicas, rank=rank)
+        drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
+        return ResumableLoader(
+            augmented,
+            {name: task.target for name, task in (self.tasks or {}).items()},
+            sampler,
+            self.batch_size,
+            drop_last=drop and len(sampler) >= self.batch_size > 1,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled and augmented."""
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> Any:
+        """In order; empty where there is no validation split."""
+        return self._loader("val", train=False) if len(self.splits.get("val", ())) else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """In order."""
+        return self._loader("test", train=False)
+
+    def predict_dataloader(self) -> "_Batches":
+        """The test split, in order."""
+        return _Batches(self._loader("test", train=False))
+
+
+class _Batches:
+    """A loader's batches and nothing else: the trainer takes a ``DataLoader`` apart for predict and cannot put ours together."""
+
+    def __init__(self, loader: ResumableLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)

@@ -1,0 +1,49 @@
+"""All that is wrong with the rows of a manifest, collected so that one run of the check tells everything."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mtl_lightning.data.table import Places
+
+SHOWN = 20
+"""Rows that a message lists."""
+
+
+class Faults:
+    """The rows with a fault, and the first few faults in words.
+
+    Args:
+        places: where the rows came from.
+        rows: how many there are.
+    """
+
+    def __init__(self, places: Places, rows: int) -> None:
+        self.places = places
+        self.bad = np.zeros(rows, dtype=bool)
+        self._lines: list[tuple[int, str]] = []
+
+    def add(self, row: int, problem: str) -> None:
+        """Note one fault."""
+        self.bad[row] = True
+        self._lines.append((row, problem))
+        if len(self._lines) > 100 * SHOWN:
+            self._lines = sorted(self._lines)[: 10 * SHOWN]
+
+    def add_all(self, rows: Sequence[int] | np.ndarray, problem: Callable[[int], str]) -> None:
+        """Note the same kind of fault for many rows; ``problem`` words it for a row."""
+        self.bad[rows] = True
+        self._lines += [(int(row), problem(int(row))) for row in rows[: 10 * SHOWN]]
+
+    def report(self, among: np.ndarray | None = None) -> str:
+        """The number of rows with a fault and the first of them, a line each.
+
+        Args:
+            among: bool [N], the rows to report on; None means all.
+        """
+        chosen = self.bad if among is None else self.bad & among
+        lines = [(row, problem) for row, problem in sorted(self._lines) if chosen[row]][:SHOWN]
+        count, listed = int(chosen.sum()), len({row for row, _ in lines})
+        rest = [f"  … and {count - listed} more rows"] if count > listed else []
+        listing = [f"  {self.places.where(row)}: {problem}" for row, problem in lines]
+        return "\n".join([f"{count} bad row{'s' * (count != 1)}:", *listing, *rest])

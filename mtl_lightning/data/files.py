@@ -1,0 +1,193 @@
+"""Reading pictures and labels that are pictures. Every error is a :class:`DataError` that names the file.
+
+Pictures are turned as their EXIF orientation says, label files are not: labels belong to the picture as it is seen.
+"""
+
+import os
+import posixpath
+import struct
+import tokenize
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+
+from mtl_lightning.errors import DataError
+
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    MemoryError,  # a header that claims a huge picture
+    tokenize.TokenError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow and numpy raise for files that are broken."""
+ORIENTATION = 0x0112
+SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+
+
+def resolve(root: str, text: str) -> str:
+    r"""The path of a file that a manifest names.
+
+    Args:
+        root: the folder that paths are relative to.
+        text: a path with ``/`` or ``\``; it must stay below ``root``.
+
+    Raises:
+        DataError: it leaves ``root``.
+    """
+    relative = text.replace("\\", "/")
+    if ".." in relative or relative.startswith("/"):
+        base = os.path.normpath(os.path.abspath(root)).replace("\\", "/")
+        relative = posixpath.relpath(posixpath.normpath(posixpath.join(base, relative)), base)
+        if relative == ".." or relative.startswith("../"):
+            raise DataError(f"{text} is not below the data module's root; write paths relative to data.init_args.root")
+    return os.path.join(root, relative)
+
+
+@contextmanager
+def _naming(text: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {text}") from error
+    except BROKEN as error:
+        raise DataError(f"{text} cannot be read ({type(error).__name__}: {error}); is it complete, and a picture?") from error
+
+
+def image_size(root: str, text: str) -> tuple[int, int]:
+    """Height and width of a picture as it is seen, from its header."""
+    with _naming(text), Image.open(resolve(root, text)) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
+
+
+def read_image(root: str, text: str, channels: int) -> tv_tensors.Image:
+    """Read a picture of any size and mode.
+
+    Transparent parts become white, 16 bits are brought to 8 over their full range, colour and grey are converted.
+
+    Args:
+        root: the folder that paths are relative to.
+        text: the path.
+        channels: 1 or 3.
+
+    Returns:
+        uint8 [channels, H, W].
+
+    Raises:
+        DataError: it is missing or broken, or its pixels are floating-point numbers, whose range nobody knows.
+    """
+    with _naming(text), Image.open(resolve(root, text)) as image:
+        image.load()
+        pixels = np.array(_convert(image, text, "RGB" if channels == 3 else "L"))
+    return tv_tensors.Image(torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous())
+
+
+def _convert(image: Image.Image, text: str, mode: str) -> Image.Image:
+    seen: Image.Image = image
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        seen = ImageOps.exif_transpose(image)
+    if seen.mode == "F":
+        raise DataError(f"{text} is a picture of floating-point numbers; save it with 8 or 16 bits per channel")
+    if seen.mode in SIXTEEN_BIT:
+        wide = np.asarray(seen).astype(np.int64).clip(0, 65535)
+        seen = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif seen.has_transparency_data:
+        rgba = seen.convert("RGBA")
+        seen = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return seen if seen.mode == mode else seen.convert(mode)
+
+
+def read_array(root: str, text: str) -> np.ndarray:
+    """The numbers in an NPY file, or the pixels of a picture as they are stored (a palette's indices)."""
+    path = resolve(root, text)
+    with _naming(text):
+        if path.lower().endswith(".npy"):
+            return np.asarray(np.load(path, allow_pickle=False))
+        with Image.open(path) as image:
+            image.load()
+            return np.array(image)
+
+
+def _plane(array: np.ndarray, text: str, what: str) -> np.ndarray:
+    """[H, W] of an array that may have an axis of length 1 before or behind."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim != 2 or not array.size:
+        raise DataError(f"{text} has shape {array.shape}, expected one channel of {what}; save it as a picture without colours")
+    return array
+
+
+def read_mask(root: str, text: str) -> np.ndarray:
+    """Whole numbers [H, W] from PNG, TIFF or NPY; a palette picture gives its indices.
+
+    Raises:
+        DataError: it is missing or broken, has colour channels, or holds floating-point numbers.
+    """
+    array = _plane(read_array(root, text), text, "class values")
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{text} holds {array.dtype} numbers, expected whole numbers, one per class")
+    return array
+
+
+def read_depth(root: str, text: str, scale: float) -> np.ndarray:
+    """float32 [1, H, W] in metres from PNG, TIFF or NPY; 0 where the file has no positive, finite number.
+
+    Args:
+        root: the folder that paths are relative to.
+        text: the path.
+        scale: metres per unit of the file.
+
+    Raises:
+        DataError: it is missing or broken, has colour channels or is no array of numbers.
+    """
+    array = _plane(read_array(root, text), text, "depths")
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise DataError(f"{text} holds {array.dtype} values, expected numbers")
+    depth = array.astype(np.float32) * np.float32(scale)
+    depth[~(np.isfinite(depth) & (depth > 0))] = 0
+    return depth[None]
+
+
+def read_normals(root: str, text: str) -> np.ndarray:
+    """Unit vectors float32 [3, H, W], x to the right, y up, z to the viewer; zero where there is none.
+
+    A picture holds (n * 0.5 + 0.5) * 255 in red, green and blue, and has no normal where it is black or encodes (nearly) the
+    zero vector. An NPY file holds floating-point numbers in -1..1, [H, W, 3] or [3, H, W], none where zero or NaN.
+
+    Raises:
+        DataError: it is missing or broken, or not encoded like this.
+    """
+    array = read_array(root, text)
+    encoded = not text.lower().endswith(".npy")
+    if array.ndim == 3 and array.shape[-1] == 3:
+        array = array.transpose(2, 0, 1)
+    if array.ndim != 3 or array.shape[0] != 3 or not array.size or array.dtype.kind != ("u" if encoded else "f"):
+        expected = "an RGB picture of 8 bits per channel" if encoded else "floating-point numbers [height, width, 3] in -1..1"
+        raise DataError(f"{text} holds {array.dtype} of shape {array.shape}, expected {expected}")
+    if encoded:
+        normals = np.where((array == 0).all(0), np.float32(0), array.astype(np.float32) / np.float32(127.5) - 1)
+    else:
+        normals = array.astype(np.float32)
+        normals[:, ~np.isfinite(normals).all(0)] = 0
+        if np.abs(normals).max() > 1.01:
+            raise DataError(f"{text} has entries up to {np.abs(normals).max():g}, expected unit vectors with entries in -1..1")
+    length = np.sqrt((normals**2).sum(0))
+    normals[:, length < 0.1] = 0
+    unit: np.ndarray = normals / np.where(length < 0.1, np.float32(1), length)
+    return unit

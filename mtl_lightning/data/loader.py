@@ -1,0 +1,170 @@
+"""Loaders that resume in mid-epoch: shuffling is a pure function of (seed, epoch), augmentation of (seed, epoch, sample)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+
+from mtl_lightning.batch import Batch, Collate, TargetSpec
+from mtl_lightning.data.dataset import LabelledDataset
+from mtl_lightning.data.seeding import sample_randomness
+from mtl_lightning.errors import DataError, MTLError
+
+Sample = dict[str, Any]
+
+
+class Pick(NamedTuple):
+    """What the sampler asks the data set for.
+
+    Attributes:
+        epoch: seeds the augmentation.
+        row: which.
+        filler: only fills up an uneven last batch of several processes; it comes without labels.
+    """
+
+    epoch: int
+    row: int
+    filler: bool = False
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Each epoch's rows for one process, in an order that only (seed, epoch) decides.
+
+    Processes take turns through one common order, so that a global batch holds the same rows on any number of them. It is a
+    ``DistributedSampler`` so that Lightning leaves it alone.
+
+    Args:
+        dataset: the split.
+        shuffle: a new order every epoch; otherwise the rows in order, augmented as in epoch 0.
+        seed: of the order.
+        replicas: number of processes.
+        rank: this process.
+    """
+
+    def __init__(self, dataset: Dataset[Any], shuffle: bool, seed: int, replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        length = len(self.dataset)  # type: ignore[arg-type]
+        epoch = self.epoch if self.shuffle else 0
+        order = list(range(length))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            order = torch.randperm(length, generator=generator).tolist()
+        start, self.start = self.start, 0
+        for step in range(start, len(self)):
+            position = step * self.num_replicas + self.rank
+            yield Pick(epoch, order[position % length], filler=position >= length)
+
+
+class AugmentedDataset(Dataset[Sample]):
+    """A split with its transforms; every sample is augmented from its own seed.
+
+    Args:
+        dataset: the rows as stored.
+        transform: from a stored row to a finished sample.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, dataset: LabelledDataset, transform: Callable[[Sample], Sample], seed: int) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, pick: Pick) -> Sample:
+        sample = self.dataset[pick.row]
+        if pick.filler:
+            sample = {key: sample[key] for key in ("id", "image", "size") if key in sample}
+        with sample_randomness(self.seed, pick.epoch, pick.row, restore=get_worker_info() is None):
+            return self.transform(sample)
+
+    def __getitems__(self, picks: Sequence[Pick]) -> list[Sample] | MTLError:
+        """A batch; an error of ours travels as a value, because a worker would wrap it in its traceback."""
+        try:
+            return [self[pick] for pick in picks]
+        except MTLError as error:
+            return error
+
+
+class _CollateOrError:
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Sample] | MTLError) -> Batch | MTLError:
+        if isinstance(samples, MTLError):
+            return samples
+        try:
+            return self.collate(samples)
+        except MTLError as error:
+            return error
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that knows how far it got; Lightning keeps its state in the checkpoint.
+
+    Args:
+        dataset: augmented split.
+        targets: what each task's target looks like.
+        sampler: its order.
+        batch_size: rows per process.
+        drop_last: leave out an incomplete last batch.
+        num_workers: processes that prepare batches.
+        pin_memory: page-locked batches.
+    """
+
+    def __init__(
+        self,
+        dataset: AugmentedDataset,
+        targets: Mapping[str, TargetSpec],
+        sampler: EpochSampler,
+        batch_size: int,
+        drop_last: bool,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            collate_fn=_CollateOrError(Collate(targets)),
+            # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+        self.order = sampler
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.position = self.order.start // (self.batch_size or 1)
+        for batch in super().__iter__():
+            if isinstance(batch, MTLError):
+                raise batch
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many rows of it were handed out, over all processes."""
+        epoch, position = self.order.epoch, self.position
+        if position >= len(self):
+            epoch, position = epoch + 1, 0
+        return {"epoch": epoch, "rows": position * (self.batch_size or 1) * self.order.num_replicas}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next iteration where :meth:`state_dict` was taken."""
+        batch = (self.batch_size or 1) * self.order.num_replicas
+        if state["rows"] % batch:
+            raise DataError(
+                f"the checkpoint was taken after {state['rows']} rows of its epoch, which is no whole number of batches of "
+                f"{batch}; resume with the batch size (times processes) that it was trained with"
+            )
+        # Here and not later: with workers, the iterator prefetches before the trainer sets the epoch.
+        self.order.set_epoch(state["epoch"])
+        self.order.start = state["rows"] // self.order.num_replicas

@@ -1,0 +1,244 @@
+"""Pictures and half-filled label columns: a CSV or Parquet manifest as a data module."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchvision import tv_tensors
+
+from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.columns import Column, read_labels, resolve_column
+from mtl_lightning.data.dataset import LabelledDataset
+from mtl_lightning.data.faults import Faults
+from mtl_lightning.data.files import image_size, read_image
+from mtl_lightning.data.labels import Labels, Size
+from mtl_lightning.data.splits import SPLITS, Split, assign
+from mtl_lightning.data.table import Places, Table, Texts, join_tables, read_table
+from mtl_lightning.data.verify import check_presence, check_repeats, check_rows, check_values
+from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.tasks.base import Task
+
+BLACK = (224, 224)
+"""Height and width of what stands in for a picture of which nothing is known."""
+
+
+class ManifestDataset(LabelledDataset):
+    """Some rows of a manifest.
+
+    Args:
+        name: of the split.
+        rows: which rows of the manifest.
+        images: the paths of all rows' pictures.
+        labels: per task the labels of all rows.
+        places: where the rows came from.
+        root: the folder that paths are relative to.
+        channels: 1 or 3.
+        black: where given, a row with a bad file becomes a black picture without labels, of this size if the picture's own
+            is not known; where None, it raises :class:`DataError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rows: np.ndarray,
+        images: Texts,
+        labels: Mapping[str, Labels],
+        places: Places,
+        root: str,
+        channels: int,
+        black: Size | None = None,
+    ) -> None:
+        self.name = name
+        self.rows = rows
+        self.ids = Texts(images[row] for row in rows.tolist())
+        self.labels = dict(labels)
+        self.places = places
+        self.root = root
+        self.channels = channels
+        self.black = black
+
+    def labelled(self, task: str) -> np.ndarray:
+        """Bool [N]: which rows have a label of ``task``."""
+        chosen: np.ndarray = self.labels[task].labelled[self.rows]
+        return chosen
+
+    def where(self, index: int) -> str:
+        """File and line of a row, and its picture."""
+        return f"{self.places.where(int(self.rows[index]))} ({self.ids[index]})"
+
+    def targets(self, task: str, rows: Sequence[int]) -> Iterator[Tensor]:
+        """Finished targets; opens the labels' files, and of pictures the headers alone where the label is a box."""
+        labels = self.labels[task]
+        for index in rows:
+            try:
+                size = image_size(self.root, self.ids[index]) if labels.needs_size else None
+                target = labels.finished(labels.stored(int(self.rows[index]), size))
+            except DataError as error:
+                if self.black is None:
+                    raise DataError(f"{self.where(index)}, task '{task}': {error}") from error
+                continue
+            yield target
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            sample = self._image(index)
+            for task, labels in self.labels.items():
+                if labels.labelled[self.rows[index]]:
+                    sample[task] = self._label(index, task, labels, sample["size"])
+        except DataError:
+            if self.black is None:
+                raise
+            return self._blank(index, self.black)
+        return sample
+
+    def faults(self, index: int, tasks: Mapping[str, Task]) -> list[str]:
+        """All that is wrong with a row's files and with the labels in them, by decoding them."""
+        try:
+            sample = self._image(index)
+        except DataError as error:
+            return [str(error).removeprefix(f"{self.where(index)}: ")]
+        faults = []
+        for task, labels in self.labels.items():
+            if labels.labelled[self.rows[index]]:
+                try:
+                    label = self._label(index, task, labels, sample["size"])
+                    tasks[task].check(labels.finished(label), self.where(index))
+                except DataError as error:
+                    faults.append(f"{self.ids[index]}{str(error).removeprefix(self.where(index))}")
+        return faults
+
+    def _image(self, index: int) -> dict[str, Any]:
+        try:
+            image = read_image(self.root, self.ids[index], self.channels)
+        except DataError as error:
+            raise DataError(f"{self.where(index)}: {error}") from error
+        return {"id": self.ids[index], "image": image, "size": tuple(image.shape[-2:])}
+
+    def _label(self, index: int, task: str, labels: Labels, size: Size) -> Tensor:
+        try:
+            return labels.stored(int(self.rows[index]), size)
+        except DataError as error:
+            raise DataError(f"{self.where(index)}, task '{task}': {error}") from error
+
+    def _blank(self, index: int, size: Size) -> dict[str, Any]:
+        with suppress(DataError):  # the size that was given must do where the picture's header is broken, too
+            size = image_size(self.root, self.ids[index])
+        picture = tv_tensors.Image(torch.zeros(self.channels, *size, dtype=torch.uint8))
+        return {"id": self.ids[index], "image": picture, "size": size}
+
+
+class ManifestDataModule(MultiTaskDataModule):
+    r"""Pictures listed in a CSV or Parquet file, a column (or a few) per label; an empty cell is a missing label.
+
+    What a cell means is decided by the task that reads it: a class name (or index), a number, 0/1, or the path of a mask,
+    depth map or map of normals as high and wide as its picture. All cells, the presence of all files and the content of up to
+    ``verify`` rows are checked before training.
+
+    Args:
+        root: the folder that holds the files; all paths are relative to it and stay below it, with ``/`` or ``\``.
+        manifest: the CSV (UTF-8, comma separated, with a header) or ``.parquet`` file; null where ``split.files`` names them.
+        image: the column of the pictures' paths.
+        columns: task → column, list of columns, or a :class:`~mtl_lightning.data.columns.Column`; a task that is not named
+            here takes the column of its own name.
+        split: see :class:`~mtl_lightning.data.splits.Split`.
+        on_error: ``raise`` stops at bad rows; ``skip`` leaves out the rows that the check before training finds bad, lists
+            them, and makes a row whose file fails later a black picture without labels.
+        verify: how many rows of the splits in use are decoded in the check, drawn at random if there are more; 0 for none.
+        duplicates: ``allow`` lets several rows of one split have the same picture.
+        **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        manifest: str | None = None,
+        image: str = "image",
+        columns: dict[str, str | list[str] | Column] | None = None,
+        split: Split | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        verify: int = 2000,
+        duplicates: Literal["error", "allow"] = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root = os.path.expanduser(root)
+        self.split = split if split is not None else Split()
+        self.split.check()
+        if (manifest is None) == (self.split.files is None):
+            raise ConfigError("data.init_args: give either manifest or split.files")
+        if verify < 0:
+            raise ConfigError(f"data.init_args.verify is {verify}, expected 0 or more")
+        self.manifests = [manifest] if manifest is not None else list((self.split.files or {}).values())
+        self.image = image
+        self.columns = dict(columns or {})
+        self.on_error = on_error
+        self.verify = verify
+        self.duplicates = duplicates
+
+    def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
+        """Read and check the manifest; raises :class:`DataError` listing the bad rows, unless they are to be skipped."""
+        table = self._read()
+        codes = assign(self.split, table, self.image)
+        places, images = table.places, table.texts(self.image)
+        repeats = Faults(places, len(table))
+        check_repeats(images, codes, SPLITS, self.duplicates == "allow", repeats)
+        if repeats.bad.any():
+            raise DataError(f"pictures that are there more than once, {repeats.report()}")
+        faults, labels = Faults(places, len(table)), {}
+        faults.add_all(np.flatnonzero(~images.filled), lambda _: f"column '{self.image}': there is no picture")
+        for name, task in tasks.items():
+            task.name = name
+            column = resolve_column(task, self.columns.get(name), table)
+            labels[name] = read_labels(task, column, table, self.root, codes == 0, faults)
+        check_presence(self.root, f"column '{self.image}'", images, faults)
+        for name, task_labels in labels.items():
+            if task_labels.texts is not None:
+                check_presence(self.root, f"task '{name}'", task_labels.texts, faults)
+        check_values(tasks, labels, images, faults)
+
+        def part(name: str, rows: np.ndarray) -> ManifestDataset:
+            return ManifestDataset(name, rows, images, labels, places, self.root, self.channels, self._black())
+
+        wanted = np.isin(codes, [SPLITS.index(split) for split in splits])
+        drawn = part("checked", self._drawn(np.flatnonzero(wanted & ~faults.bad)))
+        check_rows(drawn.rows, lambda index: drawn.faults(index, tasks), faults)
+        self._settle(faults, wanted)
+        return {
+            split: part(split, np.flatnonzero((codes == SPLITS.index(split)) & ~faults.bad))
+            for split in splits
+            if (codes == SPLITS.index(split)).any()
+        }
+
+    def _read(self) -> Table:
+        tables = [read_table(Path(self.root) / name, name) for name in self.manifests]
+        table = join_tables(tables) if len(tables) > 1 else tables[0]
+        table.need([self.image], "data.init_args.image")
+        return table
+
+    def _black(self) -> Size | None:
+        if self.on_error == "raise":
+            return None
+        size = self.image_size if self.image_size is not None else BLACK
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def _drawn(self, rows: np.ndarray) -> np.ndarray:
+        if len(rows) <= self.verify:
+            return rows
+        return np.sort(np.random.default_rng(self.split.seed).choice(rows, self.verify, replace=False))
+
+    def _settle(self, faults: Faults, wanted: np.ndarray) -> None:
+        if not faults.bad.any():
+            return
+        if self.on_error == "raise":
+            raise DataError(f"{faults.report()}\nMend them, or set data.init_args.on_error to skip to leave such rows out")
+        if (faults.bad & wanted).any():
+            rank_zero_info(f"left out {faults.report(wanted)}")

@@ -1,0 +1,92 @@
+"""Finding bad input before training: repeated pictures, missing files, files that do not decode or do not fit."""
+
+import os
+import posixpath
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from mtl_lightning.data.faults import Faults
+from mtl_lightning.data.files import resolve
+from mtl_lightning.data.labels import Labels
+from mtl_lightning.data.table import Texts
+from mtl_lightning.errors import DataError
+from mtl_lightning.tasks.base import Task
+
+
+def check_repeats(images: Texts, splits: np.ndarray, names: tuple[str, ...], allowed: bool, faults: Faults) -> None:
+    """Note rows whose picture another row has.
+
+    Args:
+        images: [N] the pictures' paths.
+        splits: [N] the index of each row's split.
+        names: of the splits.
+        allowed: whether rows of one split may share a picture; rows of different splits never may.
+        faults: takes the later row of each pair.
+    """
+    seen: dict[str, int] = {}
+    for row, text in enumerate(images):
+        key = text.replace("\\", "/")
+        if "./" in key or "//" in key:
+            key = posixpath.normpath(key)
+        earlier = seen.setdefault(key, row)
+        if not text or earlier == row or (allowed and splits[row] == splits[earlier]):
+            continue
+        split, other = names[splits[row]], names[splits[earlier]]
+        if split == other:
+            advice = "merge the rows, or set data.init_args.duplicates to allow"
+        else:
+            advice = "no picture may be in two splits"
+        faults.add(row, f"{text} ({split}) is also in {faults.places.where(earlier)} ({other}); {advice}")
+
+
+def check_presence(root: str, what: str, texts: Texts, faults: Faults) -> None:
+    """Note paths, where there are any, that leave the root or lead to no file; reads each folder's listing once."""
+    folders: dict[str, set[str]] = {}
+    for row in np.flatnonzero(texts.filled).tolist():
+        text = texts[row]
+        try:
+            path = resolve(root, text)
+        except DataError as error:
+            faults.add(row, f"{what}: {error}")
+            continue
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in folders[folder] and not os.path.isfile(path):
+            faults.add(row, f"{what}: there is no file {text}")
+
+
+def check_values(tasks: Mapping[str, Task], labels: Mapping[str, Labels], images: Texts, faults: Faults) -> None:
+    """Let tasks check the labels that are in the cells; each distinct label once."""
+    for name, task in tasks.items():
+        values = labels[name].values
+        rows = np.flatnonzero(labels[name].labelled & ~faults.bad)
+        if values is None or not len(rows):
+            continue
+        _, first, inverse, counts = np.unique(values[rows], axis=0, return_index=True, return_inverse=True, return_counts=True)
+        alike = np.split(rows[np.argsort(inverse.reshape(-1), kind="stable")], np.cumsum(counts)[:-1])
+        for same, row in zip(alike, rows[first].tolist(), strict=True):
+            try:
+                task.check(labels[name].stored(row, None), images[row])
+            except DataError as error:
+                message = str(error).removeprefix(images[row]).lstrip(", ")
+                faults.add_all(same, lambda _, message=message: message)  # type: ignore[misc]
+
+
+def check_rows(rows: np.ndarray, check: Callable[[int], list[str]], faults: Faults) -> None:
+    """Run a check that decodes a row's files, in as many threads as there are cores, at most 8.
+
+    Args:
+        rows: which rows of the manifest.
+        check: gives what is wrong with one of them, by its position in ``rows``.
+        faults: takes it.
+    """
+    Image.init()  # loads Pillow's plugins, which threads must not do at the same time
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(8, cores)) as pool:
+        for row, problems in zip(rows.tolist(), pool.map(check, range(len(rows))), strict=True):
+            for problem in problems:
+                faults.add(row, problem)

@@ -1,0 +1,40 @@
+"""A small convolution network, for small images and quick experiments."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.features import FeatureSpec
+
+
+class SmallCNN(Encoder):
+    """One stage of convolution 3x3, batch norm, ReLU and max-pooling 2x2 per width.
+
+    Images must be at least 2 ** len(widths) pixels high and wide; they are taken in 0..1 as they are.
+
+    Args:
+        widths: channels of the stages; the default is the 3-64-128 network of many tutorials.
+        in_channels: channels of the images.
+        norm: with batch norm; without, the convolutions have a bias instead.
+    """
+
+    def __init__(self, widths: list[int] = [64, 128], in_channels: int = 3, norm: bool = True) -> None:  # noqa: B006
+        if not widths or min(widths) < 1 or in_channels < 1:
+            raise ConfigError(
+                f"model.encoder.init_args: widths is {widths} and in_channels {in_channels}, expected one number >= 1 per "
+                "stage and at least one channel"
+            )
+        stages, previous = [], in_channels
+        for depth, width in enumerate(widths, start=1):
+            convolution = nn.Conv2d(previous, width, 3, padding=1, bias=not norm)
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            body: OrderedDict[str, nn.Module] = OrderedDict(conv=convolution)
+            if norm:
+                body["norm"] = nn.BatchNorm2d(width)
+            body["relu"] = nn.ReLU(inplace=True)
+            body["pool"] = nn.MaxPool2d(2)
+            stages.append(Stage(nn.Sequential(body), FeatureSpec(width, 2**depth)))
+            previous = width
+        super().__init__(stages, in_channels, mean=0.0, std=1.0)

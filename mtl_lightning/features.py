@@ -1,0 +1,59 @@
+"""What travels from encoder stages to heads: a tensor, what it looks like, and which of it is padding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Layout = Literal["map", "tokens", "vector"]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The shape a stage promises.
+
+    Attributes:
+        channels: size of dimension 1.
+        stride: input pixels per cell along each side (1 for the input itself).
+        layout: ``map`` is [B, C, h, w], ``tokens`` [B, N, C], ``vector`` [B, C].
+    """
+
+    channels: int
+    stride: int = 1
+    layout: Layout = "map"
+
+
+@dataclass
+class Features:
+    """A feature tensor with its validity.
+
+    Attributes:
+        tensor: [B, C, h, w] for maps.
+        valid: [B, 1, h, w] in 0..1, the share of each cell that is picture and not padding; None if all is picture.
+    """
+
+    tensor: Tensor
+    valid: Tensor | None = None
+
+    def like(self, tensor: Tensor) -> "Features":
+        """The same rows in a new tensor; the validity is shrunk to the new height and width."""
+        if self.valid is None or self.valid.shape[-2:] == tensor.shape[-2:]:
+            return Features(tensor, self.valid)
+        return Features(tensor, F.adaptive_avg_pool2d(self.valid, (tensor.shape[-2], tensor.shape[-1])))
+
+
+def pool(features: Features, size: int = 1) -> Tensor:
+    """Average a map over ``size`` x ``size`` regions, padding left out.
+
+    Args:
+        features: a map [B, C, h, w].
+        size: regions along each side; 1 is global average pooling, more keeps coarse positions (for boxes).
+
+    Returns:
+        [B, C * size * size].
+    """
+    if features.valid is None:
+        return F.adaptive_avg_pool2d(features.tensor, size).flatten(1)
+    weighted = F.adaptive_avg_pool2d(features.tensor * features.valid, size)
+    return (weighted / F.adaptive_avg_pool2d(features.valid, size).clamp_min(1e-6)).flatten(1)

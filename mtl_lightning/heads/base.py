@@ -1,0 +1,31 @@
+"""The head contract."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.features import Features, FeatureSpec
+
+
+class Head(nn.Module):
+    """From a feature pyramid to one task's raw prediction."""
+
+    @abstractmethod
+    def forward(self, features: Sequence[Features], size: tuple[int, int]) -> Tensor:
+        """Predict.
+
+        Args:
+            features: the pyramid, finest first, as in the specs the head was built with.
+            size: height and width of the input; dense heads answer at this size.
+
+        Returns:
+            [B, channels] or, from dense heads, [B, channels, height, width].
+        """
+
+
+def need_maps(head: str, specs: Sequence[FeatureSpec]) -> None:
+    """Raise :class:`ConfigError` unless every feature of the pyramid is a map."""
+    if not specs or any(spec.layout != "map" for spec in specs):
+        raise ConfigError(f"head {head} needs feature maps, the encoder gives {[spec.layout for spec in specs]}")

@@ -1,0 +1,237 @@
+"""The command line: LightningCLI with a folder for every run, resuming, and errors without tracebacks."""
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+import mtl_lightning.architectures
+import mtl_lightning.data
+import mtl_lightning.encoders
+import mtl_lightning.heads
+import mtl_lightning.schedule
+import mtl_lightning.tasks
+import mtl_lightning.weighting  # noqa: F401 - imported so that their classes can be named without their packages
+from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, load_checkpoint
+from mtl_lightning.callbacks.metrics_csv import MetricsCSV
+from mtl_lightning.callbacks.predictions import PredictionWriter
+from mtl_lightning.callbacks.progress import EpochLines, TaskBar
+from mtl_lightning.callbacks.report import Report
+from mtl_lightning.callbacks.resume import Resume
+from mtl_lightning.config import TaskKeepingParser
+from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.errors import MTLError
+from mtl_lightning.module import MultiTaskModule
+from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
+
+
+@dataclass
+class CheckpointOptions:
+    """When to save, and which epoch is the best.
+
+    Attributes:
+        monitor: the logged value that best.ckpt follows.
+        mode: whether it is to be large or small.
+        every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
+        every_minutes: minutes between saves of last.ckpt within an epoch.
+    """
+
+    monitor: str = "val/score"
+    mode: Literal["min", "max"] = "max"
+    every_n_steps: int | None = None
+    every_minutes: float | None = 15.0
+
+
+LAUNCHED = "MTL_LIGHTNING_RUN"
+"""Environment variable that tells processes started by the first one about its run folder and checkpoint."""
+
+
+class MTLCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` from one YAML."""
+
+    claimed: ClassVar[Path | None] = None
+    """The folder made for this run, to be taken away again if it comes to nothing."""
+    folder: Path
+    checkpoint: Path | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The entries beside model, data and trainer."""
+        parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME, NAME-2, …")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
+        parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions(), help="Checkpoint options.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, without a warning when called from Python."""
+        self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint and the run's folder."""
+        config = self.config[self.subcommand]
+        root, name, which = Path(config.runs), config.name, config.get("ckpt_path")
+        check_name(name)
+        if LAUNCHED in os.environ and rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            # A process started by the first one: what that decided, not what is the latest run by now.
+            folder_text, checkpoint_text = os.environ[LAUNCHED].split(os.pathsep)
+            self.folder, self.checkpoint = Path(folder_text), Path(checkpoint_text) if checkpoint_text else None
+        else:
+            self.checkpoint, self.folder = self._decide(root, name, which)
+            os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
+        self.resumed = self.subcommand == "fit" and which == "last"
+        if self.checkpoint is not None:
+            load_checkpoint(self.checkpoint)
+            rank_zero_info(f"Checkpoint {self.checkpoint}")
+
+    def _decide(self, root: Path, name: str, which: str | None) -> tuple[Path | None, Path]:
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        fit = self.subcommand == "fit"
+        if fit and not which:
+            return None, self._claim(root, name, first)
+        checkpoint, folder = find_checkpoint(root, name, which or "best")
+        if folder is None or (fit and which != "last"):
+            folder = self._claim(root, name, first)
+        return checkpoint, folder
+
+    @classmethod
+    def _claim(cls, root: Path, name: str, first: bool) -> Path:
+        cls.claimed = new_folder(root, name, create=first)
+        return cls.claimed
+
+    def after_instantiate_classes(self) -> None:
+        """One seed for all, unless the data module has its own."""
+        if self.datamodule.seed is None:
+            self.datamodule.seed = self.config[self.subcommand].seed_everything
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
+        config = self.config_init[self.subcommand]
+        dump = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        options: CheckpointOptions = config.checkpoint
+        trainer = config.trainer
+        fit = self.subcommand == "fit"
+        label = self.checkpoint.name if self.checkpoint else "the untrained network"
+        self.report = Report(self.folder, label)
+        callbacks = [*_listed(trainer.callbacks), self.report]
+        bar = trainer.enable_progress_bar is not False
+        terminal = sys.stdout.isatty()
+        if bar:
+            callbacks.append(TaskBar() if terminal else EpochLines())
+        if fit:
+            folder = self.folder / CHECKPOINTS
+            callbacks += [
+                Resume(dump, self.resumed),
+                BestCheckpoint(folder, options.monitor, options.mode),
+                LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
+            ]
+            self._save_config(dump)
+        if self.subcommand == "predict":
+            callbacks.append(PredictionWriter(self.folder / "predictions"))
+        loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
+        if fit and trainer.logger not in (None, True, False):
+            loggers += _listed(trainer.logger)
+        return super().instantiate_trainer(
+            **{
+                "callbacks": callbacks,
+                "logger": loggers,
+                "plugins": [*_listed(trainer.plugins), WholeCheckpointIO()],
+                "default_root_dir": str(self.folder),
+                "enable_progress_bar": bar and terminal,
+                "enable_model_summary": bool(trainer.enable_model_summary),
+                **kwargs,
+            }
+        )
+
+    @rank_zero_only
+    def _save_config(self, dump: str) -> None:
+        file = self.folder / "config.yaml"
+        if file.exists() and file.read_text(encoding="utf-8") != dump:
+            number = len(list(self.folder.glob("config.*.yaml"))) + 1
+            os.replace(file, self.folder / f"config.{number}.yaml")
+        file.write_text(dump, encoding="utf-8")
+        print(f"Run folder {self.folder}", flush=True)
+
+    def _use_checkpoint(self) -> None:
+        arguments = self.config_init[self.subcommand]
+        arguments.ckpt_path = str(self.checkpoint) if self.checkpoint else None
+        arguments.weights_only = True
+
+    before_fit = before_validate = before_test = before_predict = _use_checkpoint
+
+    def after_fit(self) -> None:
+        """Evaluate the best checkpoint on the validation split; this writes the run's table and pictures."""
+        folder = self.folder / CHECKPOINTS
+        best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
+        ready = best.exists() and not self.trainer.interrupted and len(self.datamodule.splits.get("val", ())) > 0
+        best, ready = self.trainer.strategy.broadcast((best, ready))
+        if not ready:
+            return
+        self.report.checkpoint = best.name
+        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
+        rank_zero_only(print)(f"Table, curves and predictions are in {self.folder}", flush=True)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: the arguments after the program's name; None takes the process's own.
+
+    Raises:
+        SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed.
+    """
+    _quiet()
+    MTLCLI.claimed = None
+    try:
+        MTLCLI(
+            MultiTaskModule,
+            MultiTaskDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=TaskKeepingParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+    except MTLError as error:
+        if MTLCLI.claimed is not None:
+            discard(MTLCLI.claimed)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _quiet() -> None:
+    # Every checkpoint folder of a resumed run is there and not empty; ours are meant to be.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # The number of workers is in our configuration, with a default for the machine.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The logging interval may well be longer than a small epoch: epochs are logged by themselves.
+    warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
+    # Lightning calls jsonargparse by a name that jsonargparse 5, which we exclude, will drop.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # The callbacks that save have nothing to do in test and predict.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
+    # Lightning itself calls what torch deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # Lightning's advertisements and device listings, and what we say in our own words.
+    noise = ("💡", "GPU available", "TPU available", "HPU available", "Restoring states", "Loaded model weights", "Seed set")
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+    ):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))

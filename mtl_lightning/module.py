@@ -1,0 +1,370 @@
+"""Ties model, tasks and weighting to Lightning. No mathematics of its own."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from mtl_lightning.architectures import Architecture, HardSharing
+from mtl_lightning.batch import Batch
+from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.errors import CheckpointError, ConfigError, TrainingError
+from mtl_lightning.metrics.evaluation import Evaluation, LossMeter, StackedTerms, TaskResult, score, stack_terms
+from mtl_lightning.model import MultiTaskModel
+from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.tasks.base import MaskedLoss, Task
+from mtl_lightning.weighting import Equal, LossWeighting, TaskInfo
+
+SPLITS = ("train", "val", "test")
+RESERVED = {"image", "id", "size", "score", "loss", "delta_m", "epoch", "step", *SPLITS, *dir(nn.ModuleDict)}
+
+
+@dataclass
+class Scheduler:
+    """A learning-rate schedule.
+
+    Attributes:
+        scheduler: the class and its arguments without the optimizer.
+        interval: whether it moves every optimizer step or every epoch.
+        frequency: every how many of them.
+        monitor: the logged value that ReduceLROnPlateau looks at.
+    """
+
+    scheduler: LRSchedulerCallable
+    interval: Literal["step", "epoch"] = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+
+
+class MultiTaskModule(pl.LightningModule):
+    """One network for many tasks, trained from partly labelled batches.
+
+    Args:
+        tasks: the tasks by name; the order is that of tables and weights.
+        encoder: the backbone.
+        optimizer: the optimizer's class and arguments without the parameters.
+        architecture: how tasks share the encoder; None is hard sharing.
+        weighting: how much each task counts; None is the plain sum.
+        scheduler: learning-rate schedule; None keeps the rate.
+        only: train these of the configured tasks and leave the others out.
+        encoder_lr: multiplies the learning rate of the architecture's parameters.
+        heads_lr: multiplies the learning rate of the heads.
+    """
+
+    def __init__(
+        self,
+        tasks: dict[str, Task],
+        encoder: Encoder,
+        optimizer: OptimizerCallable,
+        architecture: Callable[[Encoder, Sequence[str]], Architecture] | None = None,
+        weighting: LossWeighting | None = None,
+        scheduler: Scheduler | None = None,
+        only: list[str] | None = None,
+        encoder_lr: float = 1.0,
+        heads_lr: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.configured = list(tasks)
+        chosen = _choose(tasks, only)
+        for name, task in chosen.items():
+            task.name = name
+        self.tasks = nn.ModuleDict(chosen)
+        self.weighting = weighting or Equal()
+        self.model: MultiTaskModel | None = None
+        self.results: dict[str, dict[str, TaskResult]] = {}
+        self.shown: dict[str, tuple[Batch, dict[str, Tensor]]] = {}
+        self.latest: dict[str, float] = {}
+        self._seed = torch.initial_seed() + 1
+        self._encoder = [encoder]
+        self._architecture = architecture or HardSharing
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._multipliers = {"encoder": encoder_lr, "heads": heads_lr}
+        for key, value in self._multipliers.items():
+            if value < 0:
+                raise ConfigError(f"model.{key}_lr is {value}, expected 0 or more")
+        self._keep: list[nn.Parameter] = []
+        self._logged = -1
+
+    def configure_model(self) -> None:
+        """Build the network: only now class names and vector sizes are known from the training labels."""
+        if self.model is not None:
+            return
+        tasks: dict[str, Task] = dict(self.tasks.items())  # type: ignore[arg-type]
+        # From a seed of its own: how much was drawn since the start depends on the data and the number of processes.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed)
+            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
+        datamodule = getattr(self._trainer, "datamodule", None)
+        counts = datamodule.counts()["train"] if datamodule is not None else {}
+        self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
+        self.train_losses = LossMeter(tasks, persistent=True)
+        self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in SPLITS[1:]})
+        if all(task.auxiliary for task in tasks.values()):
+            raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+
+    def forward(self, inputs: Mapping[str, Tensor], padding: Tensor | None = None) -> dict[str, Tensor]:
+        """Raw predictions of every task, see :class:`~mtl_lightning.model.MultiTaskModel`."""
+        if self.model is None:
+            self.configure_model()
+        assert self.model is not None
+        predictions: dict[str, Tensor] = self.model(inputs, padding)
+        return predictions
+
+    def masked_losses(self, predictions: Mapping[str, Tensor], batch: Batch) -> dict[str, MaskedLoss]:
+        """Each task's loss terms."""
+        return {
+            name: task.loss(predictions[name], batch.targets[name], batch.labelled[name])  # type: ignore[operator]
+            for name, task in self.tasks.items()
+        }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """The first batch of an epoch starts new means (a resumed run may never see the epoch start)."""
+        if batch_idx == 0:
+            self.train_losses.reset()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective: weighted losses of the labelled elements of the global batch."""
+        masked = self.masked_losses(self(batch.inputs, batch.padding), batch)
+        losses, values, present = self._normalize(masked, batch)
+        names = list(self.tasks)
+        weights = self.weighting(values[present], present) if len(present) else values.new_zeros(0)
+        # Absent tasks and resting parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
+        objective = sum((losses[name] for position, name in enumerate(names) if position not in present), values.new_zeros(()))
+        for parameter in self.weighting.parameters():
+            objective = objective + parameter.sum() * 0
+        for position, weight in zip(present.tolist(), weights, strict=True):
+            objective = objective + weight * losses[names[position]]
+        if len(present) and (penalty := self.weighting.penalty(present)) is not None:
+            objective = objective + penalty
+        assert self.model is not None
+        for penalty in self.model.architecture.penalties().values():
+            objective = objective + penalty
+        self._rest(present.tolist())
+        self._log_step(values, weights.detach(), present)
+        return objective
+
+    def _normalize(self, masked: Mapping[str, MaskedLoss], batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Each task's scalar loss, whose mean over ranks is the mean over the global batch's labelled elements.
+
+        Returns:
+            The losses with gradient, times the tasks' importance; their global values [T]; positions of the present tasks.
+        """
+        terms = stack_terms(masked)
+        rows = torch.stack([batch.labelled[name].sum() for name in self.tasks]).to(terms.totals)
+        if (world := self.trainer.world_size) > 1:
+            reduce = self.trainer.strategy.reduce
+            counted = reduce(torch.cat([terms.denominators, rows]), reduce_op="sum")
+            terms = StackedTerms(reduce(terms.totals, reduce_op="sum"), counted[: -len(rows)], terms.coefficients)  # type: ignore[arg-type]
+            rows = counted[-len(rows) :]
+        self.train_losses.update(terms, rows)
+        losses, present, index = {}, [], 0
+        values = torch.zeros(len(masked), device=terms.totals.device)
+        denominators = terms.denominators.tolist()
+        for position, (name, task) in enumerate(masked.items()):
+            importance = float(self.tasks[name].weight)  # type: ignore[arg-type]
+            loss, seen = values.new_zeros(()), False
+            for term in task.values():
+                if denominators[index] > 0:
+                    factor = importance * term.coefficient / denominators[index]
+                    loss, seen = loss + term.total * (world * factor), True
+                    values[position] += terms.totals[index] * factor
+                else:
+                    loss = loss + term.total * 0
+                index += 1
+            losses[name] = loss
+            if seen:
+                present.append(position)
+        if not bool(values.isfinite().all()):
+            bad = [name for name, value in zip(losses, values.tolist(), strict=True) if not abs(value) < float("inf")]
+            raise TrainingError(
+                f"the loss of task {', '.join(bad)} is not a finite number in step {self.global_step} of epoch "
+                f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
+                "trainer.gradient_clip_val, or look at the labels of these images"
+            )
+        return losses, values, torch.tensor(present, dtype=torch.long, device=values.device)
+
+    def _rest(self, present: list[int]) -> None:
+        """Remember the parameters that no present task uses and that have no gradient yet."""
+        assert self.model is not None
+        names = {name for position, name in enumerate(self.tasks) if position in present}
+        self._keep = []
+        if len(names) == len(self.tasks):
+            return
+        absent = [parameter for parameter, owners in self.model.owners().items() if not owners & names]
+        absent += [parameter for parameter, task in self.weighting.owners().items() if task not in present]
+        self._keep = [parameter for parameter in absent if parameter.grad is None]
+
+    def on_after_backward(self) -> None:
+        """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
+        for parameter in self._keep:
+            parameter.grad = None
+
+    def _log_step(self, values: Tensor, weights: Tensor, present: Tensor) -> None:
+        step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if (step and (step + 1) % every) or step == self._logged:
+            return
+        self._logged = step
+        names = list(self.tasks)
+        importance = [float(task.weight) for task in self.tasks.values()]  # type: ignore[arg-type]
+        shown = dict.fromkeys(names, 0.0)
+        for position, weight in zip(present.tolist(), weights.tolist(), strict=True):
+            shown[names[position]] = weight * importance[position]
+            self.latest[names[position]] = float(values[position]) / importance[position]
+        record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
+        record |= {f"weight/{name}": weight for name, weight in shown.items()}
+        for group in self.trainer.optimizers[0].param_groups:
+            record[f"lr/{group['name']}"] = float(group["lr"])
+        self._send(record, step)
+
+    def _send(self, record: Mapping[str, float], step: int) -> None:
+        # Straight to the loggers: Lightning's own log costs 0.35 ms a value and step, and it writes an epoch's means only after
+        # the checkpoint of that epoch, so that a kill between the two would lose them.
+        for logger in self.loggers:
+            logger.log_metrics({**record, "epoch": self.current_epoch}, step=step)
+
+    def _report(self, record: Mapping[str, float]) -> None:
+        """Log an epoch's values, and let schedules and checkpoints monitor them."""
+        if self.trainer.state.fn == "fit":
+            self._send(record, max(0, self.global_step - 1))
+        for key, value in record.items():
+            self.log(key, value, logger=False, prog_bar=key == "val/score")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean losses and hand them to the weighting."""
+        losses, rows = self.train_losses.compute()
+        seen = rows > 0
+        importance = losses.new_tensor([float(task.weight) for task in self.tasks.values()])  # type: ignore[arg-type]
+        record = {f"train/{name}/loss": float(losses[task]) for task, name in enumerate(self.tasks) if seen[task]}
+        self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
+        self.weighting.epoch_end(losses * importance, seen)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses and metrics."""
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses and metrics."""
+        self._evaluate("test", batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Decoded predictions with the samples' names."""
+        predictions = self(batch.inputs, batch.padding)
+        decoded = {name: task.decode(predictions[name].float()) for name, task in self.tasks.items()}  # type: ignore[operator]
+        return {"ids": batch.ids} | decoded
+
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        predictions = self(batch.inputs, batch.padding)
+        evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
+        evaluation.update(predictions, self.masked_losses(predictions, batch), batch)
+        if batch_idx == 0:
+            self.shown[split] = (batch.to("cpu"), {name: value.detach().float().cpu() for name, value in predictions.items()})
+
+    def _finish(self, split: str) -> None:
+        evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
+        results = evaluation.compute()
+        evaluation.reset()
+        self.results[split] = results
+        if self.trainer.sanity_checking:
+            return
+        record: dict[str, float] = {}
+        for name, result in results.items():
+            record |= {f"{split}/{name}/{key}": value for key, value in result.values.items()}
+            record[f"{split}/{name}/count"] = float(result.count)
+        main = {name: result for name, result in results.items() if not result.auxiliary}
+        if (value := score(results)) is not None:
+            losses = [float(self.tasks[name].weight) * result.values["loss"] for name, result in main.items()]  # type: ignore[arg-type]
+            record |= {f"{split}/loss": sum(losses), f"{split}/score": value}
+        self._report(record)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute, log and keep the results."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute, log and keep the results."""
+        self._finish("test")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
+        theirs = checkpoint["state_dict"]
+        names = {key.split(".")[1] for key in theirs if key.startswith("tasks.")}
+        if names != set(self.tasks):
+            raise CheckpointError(
+                f"the checkpoint has the tasks {sorted(names)}, this run has {sorted(self.tasks)}; "
+                "name the same tasks (model.tasks, model.only) or start a new run"
+            )
+        for name, task in self.tasks.items():
+            task.restore(theirs[f"tasks.{name}._extra_state"])  # type: ignore[operator]
+        mine = self.state_dict()
+        wrong = [f"missing {key}" for key in mine if key not in theirs] + [
+            f"unexpected {key}" for key in theirs if key not in mine
+        ]
+        wrong += [
+            f"{key} has shape {tuple(theirs[key].shape)}, expected {tuple(value.shape)}"
+            for key, value in mine.items()
+            if isinstance(value, Tensor) and key in theirs and theirs[key].shape != value.shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+            raise CheckpointError(
+                f"the checkpoint does not fit this model: {'; '.join(wrong[:8])}{more}; "
+                "use the encoder, architecture, heads and weighting that it was trained with"
+            )
+
+    def configure_optimizers(self) -> Any:
+        """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
+        assert self.model is not None
+        groups = parameter_groups(self.model, self.weighting)
+        optimizer = self._optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= self._multipliers.get(group["name"], 1.0)
+            if group["name"] == "weighting":
+                group["lr"] = self.weighting.lr or group["lr"]
+                group["weight_decay"] = 0.0
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler.scheduler(optimizer)
+        if getattr(scheduler, "total_steps", 0) is None:
+            scheduler.total_steps = self._total_steps()  # type: ignore[union-attr, attr-defined]
+        scale_scheduled(optimizer, self._multipliers)
+        settings: dict[str, Any] = {"interval": self._scheduler.interval, "frequency": self._scheduler.frequency}
+        if self._scheduler.monitor is not None:
+            settings["monitor"] = self._scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **settings}}
+
+    def _total_steps(self) -> int:
+        # Not trainer.estimated_stepping_batches: it sets up the training loader before a checkpoint's loader state is there, and
+        # a resumed run would then start its epoch anew.
+        trainer = self.trainer
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+        steps = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            steps.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        if not steps:
+            raise ConfigError("model.scheduler needs the length of the run: set trainer.max_epochs or its own total_steps")
+        return min(steps)
+
+
+def _choose(tasks: Mapping[str, Task], only: list[str] | None) -> dict[str, Task]:
+    if not tasks:
+        raise ConfigError("model.tasks is empty; name at least one task")
+    for name in tasks:
+        if not name.isidentifier() or re.search("__", name):
+            raise ConfigError(f"model.tasks: '{name}' is no task name; use letters, digits and single underscores, e.g. head_box")
+        if name in RESERVED:
+            raise ConfigError(f"model.tasks: '{name}' is a reserved word; choose another name, e.g. {name}_label")
+    if only is None:
+        return dict(tasks)
+    unknown = [name for name in only if name not in tasks]
+    if unknown or not only:
+        raise ConfigError(f"model.only names {unknown or 'no task'}; the configured tasks are {list(tasks)}")
+    return {name: task for name, task in tasks.items() if name in only}

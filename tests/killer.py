@@ -1,0 +1,25 @@
+"""Callbacks that end a run in the middle."""
+
+import os
+import signal
+from typing import Any
+
+from lightning.pytorch import Callback
+
+
+class Stopped(Exception):
+    """The run was cut."""
+
+
+class StopAt(Callback):
+    """Raise, or kill the process, when a number of optimizer steps is done (and what follows that batch is not)."""
+
+    def __init__(self, step: int, kill: bool = False) -> None:
+        self.step = step
+        self.kill = kill
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise Stopped

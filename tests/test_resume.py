@@ -1,0 +1,112 @@
+"""A run that was cut and resumed ends as if it had not been."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_lightning.main import main
+from tests.killer import Stopped
+
+CONF = Path(__file__).parent / "conf" / "tiny.yaml"
+RANDOM = [
+    "--data.train_transforms+=torchvision.transforms.v2.RandomHorizontalFlip",
+    "--data.train_transforms+=torchvision.transforms.v2.ColorJitter",
+    "--model.tasks.color.init_args.head=MLP",
+    "--model.tasks.color.init_args.head.init_args.dropout=0.3",
+    "--model.scheduler.scheduler=WarmupCosine",
+    "--model.scheduler.interval=step",
+    "--trainer.max_epochs=3",
+    "--checkpoint.every_n_steps=2",
+]
+
+
+def fit(runs: Path, *args: str) -> None:
+    main(["fit", "--config", str(CONF), "--runs", str(runs), *RANDOM, *args])
+
+
+def flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}/{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for key, item in enumerate(value) for k, v in flatten(item, f"{prefix}/{key}").items()}
+    return {prefix: value}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "mtl_random", "epoch", "global_step"):
+        mine, theirs = flatten(first[part]), flatten(second[part])
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            equal = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key]  # type: ignore[arg-type]
+            assert equal, f"{part}{key}"
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    assert (one / "summary.json").read_text() == (other / "summary.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"root": tmp_path_factory.mktemp("whole")}
+
+
+@pytest.mark.parametrize(
+    ("stops", "args"),
+    [
+        pytest.param([3, 7, 11], [], id="plain"),
+        pytest.param([6, 12], ["--model.weighting=DWA", "--data.num_workers=1"], id="dwa, worker, at epoch ends"),
+        pytest.param([1, 5], ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2"], id="uw, accumulation"),
+        pytest.param([5, 9], ["--model.weighting=RLW", "--trainer.val_check_interval=2"], id="rlw, validation in mid-epoch"),
+    ],
+)
+def test_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int], args: list[str]) -> None:
+    fit(tmp_path / "whole", *args)
+    resume: list[str] = []
+    for stop in stops:
+        with pytest.raises(Stopped):
+            fit(
+                tmp_path / "cut",
+                *args,
+                *resume,
+                f"--trainer.callbacks+={{class_path: tests.killer.StopAt, init_args: {{step: {stop}}}}}",
+            )
+        resume = ["--ckpt_path=last"] if (tmp_path / "cut/tiny/checkpoints/last.ckpt").exists() else []
+        if not resume:
+            (tmp_path / "cut").rename(tmp_path / f"cut-{stop}")
+    fit(tmp_path / "cut", *args, *resume)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["tiny"]
+    assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
+
+
+def test_a_killed_process_goes_on(tmp_path: Path) -> None:
+    fit(tmp_path / "whole")
+    command = [sys.executable, "-m", "mtl_lightning", "fit", "--config", str(CONF), "--runs", str(tmp_path / "cut"), *RANDOM]
+    kill = "--trainer.callbacks+={class_path: tests.killer.StopAt, init_args: {step: 9, kill: true}}"
+    killed = subprocess.run([*command, kill], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert killed.returncode == -9, killed.stderr
+    fit(tmp_path / "cut", "--ckpt_path=last")
+    assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
+
+
+def test_changed_values_are_used_and_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Stopped):
+        fit(tmp_path, "--trainer.callbacks+={class_path: tests.killer.StopAt, init_args: {step: 7}}")
+    with caplog.at_level("INFO"):
+        fit(tmp_path, "--ckpt_path=last", "--model.tasks.level.init_args.weight=77", "--trainer.log_every_n_steps=1")
+    assert "model.tasks.level.init_args.weight: 1.0 -> 77.0" in caplog.text
+    rows = [line.split(",") for line in (tmp_path / "tiny" / "metrics.csv").read_text().splitlines()]
+    weights = {int(step): float(value) for step, _, name, value in rows[1:] if name == "weight/level" and float(value) > 0}
+    assert {value for step, value in weights.items() if step < 6} == {1.0}
+    assert {value for step, value in weights.items() if step > 6} == {77.0}
+    assert "weight: 77.0" in (tmp_path / "tiny" / "config.yaml").read_text()
+    assert "weight: 77.0" not in (tmp_path / "tiny" / "config.1.yaml").read_text()
+
+
+def test_last_with_nothing_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, "--ckpt_path=last")
+    assert caught.value.code == 1
+    assert "there is no run named 'tiny'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
