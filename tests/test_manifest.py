@@ -152,6 +152,12 @@ def test_classes(tmp_path, names, texts, expected_names, expected):
     assert [int(train[row].get("label", -1)) for row in range(4)] == expected
 
 
+def test_numbers_that_are_class_names_are_no_indices(tmp_path):
+    assert "'2' is not one of the classes 7, 1, 0" in failure(
+        cells(tmp_path, label=["1", "2"]), label=Classification(["7", "1", "0"])
+    )
+
+
 def test_class_names_come_from_training_rows_alone(tmp_path):
     data = cells(tmp_path, label=["a", "b", "c"], split=["train", "train", "test"])
     assert "row 4: column 'label', task 'label': 'c' is not one of the classes a, b" in failure(data, label=Classification())
@@ -173,6 +179,7 @@ def test_numbers_must_be_finite(tmp_path, text):
         ("1 0 1 2", "expected xmax > xmin"),
         ("0 2 1 1", "ymax > ymin"),
         ("0 0 1 3.5", "leaves its picture, which is 2 wide and 2 high"),
+        ("0 0 3.5 1", "leaves its picture"),
         ("-1.5 0 1 1", "leaves its picture"),
     ],
 )
@@ -248,6 +255,17 @@ def test_tasks_check_what_is_in_the_cells(tmp_path):
 
     message = failure(cells(tmp_path, age=["1", "-2", "3", "-2", "-4"]), age=Positive())
     assert message.startswith("3 bad rows:") and "row 3: task 'age': not positive" in message and "row 5: task" in message
+
+
+def test_tasks_check_what_is_in_the_files(pets):
+    class Near(Depth):
+        def check(self, target: torch.Tensor, where: str) -> None:
+            if target.max() > 2.0035:
+                self.fail(where, "too far")
+
+    root, rows = pets
+    message = failure(module(root, split=Split()), depth=Near())
+    assert f"all.csv, row 6: {rows[4]['image']}, task 'depth': too far" in message and "all.csv, row 5" not in message
 
 
 def test_skip_leaves_bad_rows_out_and_says_so(pets, monkeypatch):
@@ -449,7 +467,7 @@ def test_a_manifest_per_split(pets):
     data = module(root, None, split=Split(files={"train": "first.csv", "test": "second.csv"}))
     parts = data.datasets({"breed": Classification()}, ["train", "val", "test"])
     assert set(parts) == {"train", "test"} and not parts["test"].labelled("breed").any()
-    assert parts["test"].where(1) == f"second.csv, row 3 ({parts['test'].ids[1]})"
+    assert parts["test"].where(0) == f"second.csv, row 2 ({parts['test'].ids[0]})"
 
 
 def test_splits_that_do_not_fit(pets):
@@ -479,7 +497,7 @@ def test_pictures_of_every_mode(tmp_path):
     clear = Image.new("RGBA", (5, 4), (200, 0, 0, 0))
     palette = Image.new("P", (5, 4), 1)
     palette.putpalette([0, 0, 0, 200, 0, 0])
-    wide = Image.fromarray(np.full((4, 5), 257 * 80, dtype=np.uint16))
+    wide = Image.fromarray(np.full((4, 5), 257 * 80 + 100, dtype=np.uint16))
     white = [255, 255, 255]
     for name, picture, expected in (
         ("rgb.png", red, [200, 0, 0]),
@@ -564,7 +582,9 @@ def test_normals(tmp_path):
         tmp_path / "n.png"
     )
     for name in ("hwc.npy", "chw.npy", "n.png"):
-        np.testing.assert_allclose(read_normals(str(tmp_path), name), expected, atol=0.01)
+        normals = read_normals(str(tmp_path), name)
+        np.testing.assert_allclose(normals, expected, atol=0.01)
+        assert not normals[:, 0, 2:].any()
     np.save(tmp_path / "bytes.npy", np.full((2, 2, 3), 128.0))
     Image.new("L", (2, 2)).save(tmp_path / "grey.png")
     for name in ("bytes.npy", "grey.png"):

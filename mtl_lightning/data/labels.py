@@ -170,7 +170,7 @@ class MaskLabels(FileLabels):
         values = read_mask(self.root, text)
         low, high = int(values.min()), int(values.max())
         last = len(self.lookup) - 1
-        if low < self.low or high > self.low + last - 2 or values.dtype.itemsize > 4:
+        if low < self.low or high > self.low + last - 2:
             positions: np.ndarray = np.clip(values.astype(np.int64), self.low - 1, self.low + last - 1) - (self.low - 1)
         else:
             positions = values.astype(np.int32) - (self.low - 1)
