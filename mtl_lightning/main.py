@@ -95,7 +95,7 @@ class MTLCLI(LightningCLI):
         fit = self.subcommand == "fit"
         if fit and not which:
             return None, self._claim(root, name, first)
-        checkpoint, folder = find_checkpoint(root, name, which or "best")
+        checkpoint, folder = find_checkpoint(root, name, which)
         if folder is None or (fit and which != "last"):
             folder = self._claim(root, name, first)
         return checkpoint, folder
@@ -223,6 +223,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
     # Lightning calls jsonargparse by a name that jsonargparse 5, which we exclude, will drop.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # An epoch cut short by max_steps, or between validations: then there is nothing to compare.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
+    # A run that starts from another's checkpoint has its own best.
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     # The callbacks that save have nothing to do in test and predict.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Lightning itself calls what torch deprecates.

@@ -1,45 +1,28 @@
 """Ties model, tasks and weighting to Lightning. No mathematics of its own."""
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
 from mtl_lightning.encoders.base import Encoder
-from mtl_lightning.errors import CheckpointError, ConfigError, TrainingError
+from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.metrics.evaluation import Evaluation, LossMeter, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.restore import check_state
+from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import MaskedLoss, Task
 from mtl_lightning.weighting import Equal, LossWeighting, TaskInfo
 
 SPLITS = ("train", "val", "test")
 RESERVED = {"image", "id", "size", "score", "loss", "delta_m", "epoch", "step", *SPLITS, *dir(nn.ModuleDict)}
-
-
-@dataclass
-class Scheduler:
-    """A learning-rate schedule.
-
-    Attributes:
-        scheduler: the class and its arguments without the optimizer.
-        interval: whether it moves every optimizer step or every epoch.
-        frequency: every how many of them.
-        monitor: the logged value that ReduceLROnPlateau looks at.
-    """
-
-    scheduler: LRSchedulerCallable
-    interval: Literal["step", "epoch"] = "epoch"
-    frequency: int = 1
-    monitor: str | None = None
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -78,7 +61,6 @@ class MultiTaskModule(pl.LightningModule):
         self.weighting = weighting or Equal()
         self.model: MultiTaskModel | None = None
         self.results: dict[str, dict[str, TaskResult]] = {}
-        self.shown: dict[str, tuple[Batch, dict[str, Tensor]]] = {}
         self.latest: dict[str, float] = {}
         self._seed = torch.initial_seed() + 1
         self._encoder = [encoder]
@@ -245,13 +227,13 @@ class MultiTaskModule(pl.LightningModule):
         self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
         self.weighting.epoch_end(losses * importance, seen)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses and metrics."""
-        self._evaluate("val", batch, batch_idx)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Losses and metrics; returns the predictions for callbacks."""
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses and metrics."""
-        self._evaluate("test", batch, batch_idx)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Losses and metrics; returns the predictions for callbacks."""
+        return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Decoded predictions with the samples' names."""
@@ -259,12 +241,11 @@ class MultiTaskModule(pl.LightningModule):
         decoded = {name: task.decode(predictions[name].float()) for name, task in self.tasks.items()}  # type: ignore[operator]
         return {"ids": batch.ids} | decoded
 
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
-        predictions = self(batch.inputs, batch.padding)
+    def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
+        predictions: dict[str, Tensor] = self(batch.inputs, batch.padding)
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
         evaluation.update(predictions, self.masked_losses(predictions, batch), batch)
-        if batch_idx == 0:
-            self.shown[split] = (batch.to("cpu"), {name: value.detach().float().cpu() for name, value in predictions.items()})
+        return predictions
 
     def _finish(self, split: str) -> None:
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
@@ -293,30 +274,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
-        theirs = checkpoint["state_dict"]
-        names = {key.split(".")[1] for key in theirs if key.startswith("tasks.")}
-        if names != set(self.tasks):
-            raise CheckpointError(
-                f"the checkpoint has the tasks {sorted(names)}, this run has {sorted(self.tasks)}; "
-                "name the same tasks (model.tasks, model.only) or start a new run"
-            )
-        for name, task in self.tasks.items():
-            task.restore(theirs[f"tasks.{name}._extra_state"])  # type: ignore[operator]
-        mine = self.state_dict()
-        wrong = [f"missing {key}" for key in mine if key not in theirs] + [
-            f"unexpected {key}" for key in theirs if key not in mine
-        ]
-        wrong += [
-            f"{key} has shape {tuple(theirs[key].shape)}, expected {tuple(value.shape)}"
-            for key, value in mine.items()
-            if isinstance(value, Tensor) and key in theirs and theirs[key].shape != value.shape
-        ]
-        if wrong:
-            more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-            raise CheckpointError(
-                f"the checkpoint does not fit this model: {'; '.join(wrong[:8])}{more}; "
-                "use the encoder, architecture, heads and weighting that it was trained with"
-            )
+        check_state(self, checkpoint["state_dict"])
 
     def configure_optimizers(self) -> Any:
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
@@ -332,26 +290,12 @@ class MultiTaskModule(pl.LightningModule):
             return optimizer
         scheduler = self._scheduler.scheduler(optimizer)
         if getattr(scheduler, "total_steps", 0) is None:
-            scheduler.total_steps = self._total_steps()  # type: ignore[union-attr, attr-defined]
+            scheduler.total_steps = run_length(self.trainer)  # type: ignore[union-attr, attr-defined]
         scale_scheduled(optimizer, self._multipliers)
         settings: dict[str, Any] = {"interval": self._scheduler.interval, "frequency": self._scheduler.frequency}
         if self._scheduler.monitor is not None:
             settings["monitor"] = self._scheduler.monitor
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **settings}}
-
-    def _total_steps(self) -> int:
-        # Not trainer.estimated_stepping_batches: it sets up the training loader before a checkpoint's loader state is there, and
-        # a resumed run would then start its epoch anew.
-        trainer = self.trainer
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
-        steps = [trainer.max_steps] if trainer.max_steps > 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            steps.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
-        if not steps:
-            raise ConfigError("model.scheduler needs the length of the run: set trainer.max_epochs or its own total_steps")
-        return min(steps)
 
 
 def _choose(tasks: Mapping[str, Task], only: list[str] | None) -> dict[str, Task]:

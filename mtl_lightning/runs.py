@@ -57,18 +57,19 @@ def discard(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def find_checkpoint(root: Path, name: str, which: str) -> tuple[Path, Path | None]:
+def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Path | None]:
     """The checkpoint that ``--ckpt_path`` means, and the run folder it belongs to.
 
     Args:
         root: where the runs are.
         name: the run's name.
-        which: ``last`` or ``best`` of the latest run of that name, or a path.
+        which: ``last`` or ``best`` of the latest run of that name, or a path; None takes the best, or the last where there
+            is no best (nothing was validated).
 
     Raises:
         CheckpointError: there is none.
     """
-    if which not in ("last", "best"):
+    if which not in ("last", "best", None):
         path = Path(which)
         if not path.is_file():
             raise CheckpointError(f"--ckpt_path {which}: there is no such file; give last, best, or the path of a .ckpt file")
@@ -76,8 +77,12 @@ def find_checkpoint(root: Path, name: str, which: str) -> tuple[Path, Path | Non
         return path, folder if path.resolve().parent.name == CHECKPOINTS and (folder / "config.yaml").exists() else None
     runs = _folders(root, name)
     if not runs:
-        raise CheckpointError(f"--ckpt_path {which}: there is no run named '{name}' in {root}; run fit first, or give a path")
+        raise CheckpointError(
+            f"--ckpt_path {which or 'best'}: there is no run named '{name}' in {root}; run fit first, or give a path"
+        )
     latest = runs[-1]
+    if which is None:
+        which = "best" if (latest / CHECKPOINTS / "best.ckpt").is_file() else "last"
     path = latest / CHECKPOINTS / f"{which}.ckpt"
     if not path.is_file():
         others = [run.name for run in runs[:-1] if (run / CHECKPOINTS / f"{which}.ckpt").is_file()]

@@ -1,13 +1,53 @@
 """The learning rate over a run."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LRSchedulerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mtl_lightning.errors import ConfigError
+
+
+@dataclass
+class Scheduler:
+    """A learning-rate schedule.
+
+    Attributes:
+        scheduler: the class and its arguments without the optimizer.
+        interval: whether it moves every optimizer step or every epoch.
+        frequency: every how many of them.
+        monitor: the logged value that ReduceLROnPlateau looks at.
+    """
+
+    scheduler: LRSchedulerCallable
+    interval: Literal["step", "epoch"] = "epoch"
+    frequency: int = 1
+    monitor: str | None = None
+
+
+def run_length(trainer: pl.Trainer) -> int:
+    """The optimizer steps of a run.
+
+    Not ``trainer.estimated_stepping_batches``: that sets up the training loader before a checkpoint's loader state is there, and
+    a resumed run would then start its epoch anew.
+
+    Raises:
+        ConfigError: the run has no end.
+    """
+    batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    steps = [trainer.max_steps] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        steps.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    if not steps:
+        raise ConfigError("model.scheduler needs the length of the run: set trainer.max_epochs or its own total_steps")
+    return min(steps)
 
 
 class WarmupCosine(LRScheduler):

@@ -19,8 +19,11 @@ CLASSES = ["red", "green", "blue"]
 class TinyDataset(LabelledDataset):
     """``color``: the brightest channel; ``level``: two numbers; ``mask``: which pixels are bright."""
 
-    def __init__(self, name: str, rows: int, seed: int, hidden: Mapping[str, float], size: int = 16) -> None:
-        generator = np.random.default_rng(seed)
+    def __init__(
+        self, name: str, rows: int, seed: int, hidden: Mapping[str, float], sizes: tuple[int, int], channels: int = 3
+    ) -> None:
+        generator, size = np.random.default_rng(seed), 16
+        self.sizes, self.channels = sizes, channels
         self.name = name
         self.ids = [f"{name}-{row}" for row in range(rows)]
         self.color = generator.integers(0, 3, rows)
@@ -45,16 +48,18 @@ class TinyDataset(LabelledDataset):
         return (self.target(task, row) for row in rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: dict[str, Any] = {"id": self.ids[index], "image": tv_tensors.Image(torch.from_numpy(self.pictures[index]))}
+        height = self.sizes[0] + index % (self.sizes[1] - self.sizes[0] + 1)
+        picture = torch.from_numpy(self.pictures[index])[: self.channels, :height]
+        sample: dict[str, Any] = {"id": self.ids[index], "image": tv_tensors.Image(picture)}
         for task, present in self.present.items():
             if present[index]:
                 target = self.target(task, index)
-                sample[task] = ClassMap(target + 1) if task == "mask" else target
+                sample[task] = ClassMap(target[:height] + 1) if task == "mask" else target
         return sample
 
 
 class TinyDataModule(MultiTaskDataModule):
-    """Args: rows of the training split, of the others, and the share of hidden training labels per task."""
+    """Args: rows of the training split, of the others, the shares of hidden labels per task, lowest and highest picture."""
 
     def __init__(
         self,
@@ -62,11 +67,12 @@ class TinyDataModule(MultiTaskDataModule):
         eval_rows: int = 21,
         hidden: dict[str, float] | None = None,
         hidden_eval: dict[str, float] | None = None,
+        sizes: tuple[int, int] = (16, 16),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.rows, self.eval_rows = rows, eval_rows
-        self.hidden, self.hidden_eval = hidden or {}, hidden_eval or {}
+        self.hidden, self.hidden_eval, self.sizes = hidden or {}, hidden_eval or {}, sizes
 
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
         for name, names in {"color": CLASSES, "level": ["all", "top"]}.items():
@@ -77,4 +83,4 @@ class TinyDataModule(MultiTaskDataModule):
             "val": (self.eval_rows, 2, self.hidden_eval),
             "test": (self.eval_rows, 3, self.hidden_eval),
         }
-        return {split: TinyDataset(split, *sizes[split]) for split in splits if sizes[split][0]}
+        return {split: TinyDataset(split, *sizes[split], self.sizes, self.channels) for split in splits if sizes[split][0]}

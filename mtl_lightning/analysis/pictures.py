@@ -1,7 +1,8 @@
 """The PNGs of a run folder: curves per task, and predictions beside the truth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -66,37 +67,60 @@ def curves(metrics: Path, tasks: Mapping[str, Task], path: Path) -> None:
     save(figure, path)
 
 
-def samples(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], path: Path, rows: int = 6) -> None:
-    """Predictions beside the truth for the first rows of a batch; missing labels are shown as such.
+class Row(NamedTuple):
+    """One sample for a picture, on the CPU and without padding.
+
+    Attributes:
+        image: [C, H, W] in 0..1.
+        predictions: raw, by task.
+        targets: by task, None where there is no label.
+    """
+
+    image: Tensor
+    predictions: dict[str, Tensor]
+    targets: dict[str, Tensor | None]
+
+
+def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int) -> Row:
+    """Cut one row out of a batch."""
+    height, width = batch.inputs["image"].shape[-2:]
+    if batch.padding is not None:
+        kept = ~batch.padding[row]
+        height, width = int(kept.any(1).sum()), int(kept.any(0).sum())
+
+    def cut(tensor: Tensor, dense: bool = True) -> Tensor:
+        return (tensor[row, ..., :height, :width] if dense else tensor[row]).detach().cpu()
+
+    return Row(
+        cut(batch.inputs["image"]),
+        {name: cut(predictions[name].float(), task.target.dense) for name, task in tasks.items()},
+        {
+            name: cut(batch.targets[name], task.target.dense) if bool(batch.labelled[name][row]) else None
+            for name, task in tasks.items()
+        },
+    )
+
+
+def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
+    """Predictions beside the truth; missing labels are shown as such.
 
     Args:
-        batch: on the CPU.
-        predictions: raw, for the batch.
+        rows: the samples, from top to bottom.
         tasks: two columns each.
         path: the PNG.
-        rows: how many samples.
     """
-    rows = min(rows, len(batch))
     columns = 1 + 2 * len(tasks)
-    figure = Figure(figsize=(1.5 * columns, 1.62 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        height, width = _extent(batch, row)
-        image = batch.inputs["image"][row, :, :height, :width]
-        show_image(axes[row, 0], image)
+    figure = Figure(figsize=(1.5 * columns, 1.62 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for place, row in zip(axes, rows, strict=True):
+        show_image(place[0], row.image)
         for position, (name, task) in enumerate(tasks.items()):
-            predicted, truth = axes[row, 1 + 2 * position], axes[row, 2 + 2 * position]
-            dense = task.target.dense
-            target = batch.targets[name][row] if bool(batch.labelled[name][row]) else None
-            if target is not None and dense:
-                target = target[..., :height, :width]
-            prediction = predictions[name][row]
-            task.draw(predicted, image, prediction[..., :height, :width] if dense else prediction, target)
-            task.draw(truth, image, None, target)
-            if row == 0:
-                predicted.set_title(f"{name}\nprediction", fontsize=8)
-                truth.set_title(f"{name}\ntruth", fontsize=8)
+            task.draw(place[1 + 2 * position], row.image, row.predictions[name], row.targets[name])
+            task.draw(place[2 + 2 * position], row.image, None, row.targets[name])
     axes[0, 0].set_title("input\n", fontsize=8)
+    for position, name in enumerate(tasks):
+        axes[0, 1 + 2 * position].set_title(f"{name}\nprediction", fontsize=8)
+        axes[0, 2 + 2 * position].set_title(f"{name}\ntruth", fontsize=8)
     for place in axes.flat:
         place.set_xticks([])
         place.set_yticks([])
@@ -108,11 +132,3 @@ def plot(draw: Callable[[Axes], None], path: Path) -> None:
     figure = Figure(figsize=(5, 4), layout="constrained")
     draw(figure.subplots())
     save(figure, path)
-
-
-def _extent(batch: Batch, row: int) -> tuple[int, int]:
-    height, width = batch.inputs["image"].shape[-2:]
-    if batch.padding is None:
-        return height, width
-    kept = ~batch.padding[row]
-    return int(kept.any(1).sum()), int(kept.any(0).sum())

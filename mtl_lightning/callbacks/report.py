@@ -11,11 +11,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from mtl_lightning.analysis.pictures import curves, plot, samples
+from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
 from mtl_lightning.analysis.tables import Summary, markdown_table, rich_table, summarize
 from mtl_lightning.tasks.base import Task
 
 TITLES = {"val": "validation", "test": "test"}
+SHOWN = 6
+"""Samples in the picture of predictions, spread over the split."""
 
 
 class Report(Callback):
@@ -29,6 +31,30 @@ class Report(Callback):
     def __init__(self, folder: Path, checkpoint: str = "") -> None:
         self.folder = Path(folder)
         self.checkpoint = checkpoint
+        self._rows: list[Row] = []
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep the samples for the picture."""
+        if trainer.state.fn == "validate":
+            self._keep(pl_module, outputs, batch, batch_idx, int(trainer.num_val_batches[0]))
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Keep the samples for the picture."""
+        self._keep(pl_module, outputs, batch, batch_idx, int(trainer.num_test_batches[0]))
+
+    @rank_zero_only
+    def _keep(self, module: Any, predictions: Any, batch: Any, batch_idx: int, batches: int) -> None:
+        if batch_idx == 0:
+            self._rows = []
+        for number in range(SHOWN):
+            place = (number + 0.5) * batches / SHOWN
+            if int(place) == batch_idx:
+                row = int((place - batch_idx) * len(batch))
+                self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -61,9 +87,8 @@ class Report(Callback):
         return "\n\n".join(parts) + "\n"
 
     def _pictures(self, split: str, module: Any, tasks: dict[str, Task]) -> None:
-        if split in module.shown:
-            batch, predictions = module.shown[split]
-            samples(batch, predictions, tasks, self.folder / f"predictions_{split}.png")
+        if self._rows:
+            samples(self._rows, tasks, self.folder / f"predictions_{split}.png")
         for name, result in module.results[split].items():
             values = {key: torch.tensor(value) for key, value in result.values.items()} | result.tensors
             for picture, draw in tasks[name].plots(values).items():

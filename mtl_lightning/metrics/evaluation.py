@@ -40,15 +40,16 @@ class LossMeter(Metric):
         self.coefficients.copy_(torch.tensor(terms.coefficients))
         self.rows += rows.to(self.rows)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """The mean losses [T], and the labelled rows [T], 0 for a task without one labelled element."""
+    def compute(self) -> Tensor:
+        """The mean losses and the labelled rows [2, T], rows 0 for a task without one labelled element."""
         losses = self.sums.new_zeros(len(self.rows))
         owner = torch.tensor(self.owner, device=losses.device)
         totals, denominators = self.sums
         means = torch.where(denominators > 0, totals / denominators.clamp_min(1e-300), 0.0) * self.coefficients
         losses.index_add_(0, owner, means)
         elements = torch.zeros_like(losses).index_add_(0, owner, denominators)
-        return losses, torch.where(elements > 0, self.rows, 0)
+        # In one tensor: of two, torchmetrics would make scalars where there is one task.
+        return torch.stack([losses, torch.where(elements > 0, self.rows, 0)])
 
 
 class StackedTerms(NamedTuple):

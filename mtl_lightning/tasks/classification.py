@@ -162,13 +162,12 @@ class Classification(Task):
         """The class in words, the predicted one with its probability, green where right and red where wrong."""
         names = self._classes()
         if prediction is None:
-            return no_label(axes, image) if target is None else write(axes, image, f"{self.name}: {names[int(target)]}")
+            return no_label(axes, image) if target is None else write(axes, image, names[int(target)])
         probability = prediction.detach().float().softmax(0)
         best = int(probability.argmax())
-        text, color = f"{self.name}: {names[best]} {100 * float(probability[best]):.0f} %", "black"
+        text, color = f"{names[best]}\n{100 * float(probability[best]):.0f} %", "black"
         if target is not None:
             color = RIGHT if best == int(target) else WRONG
-            text += "" if best == int(target) else f"\ntrue: {names[int(target)]}"
         return write(axes, image, text, color)
 
     def plots(self, results: Mapping[str, Tensor]) -> Mapping[str, Callable[[Axes], None]]:

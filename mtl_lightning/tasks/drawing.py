@@ -1,10 +1,14 @@
 """The few drawing habits all tasks share."""
 
+from textwrap import wrap
+
 import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
+WIDTH, LINES = 16, 6
+"""Characters and lines that fit into a cell."""
 
 
 def show_image(axes: Axes, image: Tensor, dim: float = 0.0) -> None:
@@ -31,8 +35,11 @@ def no_label(axes: Axes, image: Tensor) -> None:
 
 
 def write(axes: Axes, image: Tensor, text: str, color: str = "black") -> None:
-    """Write a few lines in the middle of a cell, on a blank ground as large as the picture."""
+    """Write a few lines in the middle of a cell, on a blank ground as large as the picture; what is too long is wrapped."""
     axes.imshow(np.ones((image.shape[-2], image.shape[-1], 3)))
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=color, fontsize=8)
+    lines = [part for line in text.splitlines() for part in wrap(line.replace("_", "_ "), WIDTH) or [""]]
+    lines = [line.replace("_ ", "_") for line in lines]
+    size = min(8.0, 8 * LINES / max(1, len(lines)))
+    axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", transform=axes.transAxes, color=color, fontsize=size)
     axes.set_xticks([])
     axes.set_yticks([])

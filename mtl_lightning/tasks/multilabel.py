@@ -136,20 +136,17 @@ class MultiLabel(Task):
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The labels that hold in words, green where all known ones are right and red where one is wrong."""
-        if prediction is None and target is None:
-            return no_label(axes, image)
-        true = "" if target is None else self._text(self.decode(torch.where(target == 1, 1.0, -1.0)[None])[0])
         if prediction is None:
-            return write(axes, image, true)
+            if target is None:
+                return no_label(axes, image)
+            return write(axes, image, self._text(self.decode(torch.where(target == 1, 1.0, -1.0)[None])[0]))
         text, color = self._text(self.decode(prediction.detach()[None])[0]), "black"
         if target is not None:
             known = ~target.isnan()
             right = bool(((prediction.detach() >= 0) == (target == 1))[known].all())
             color = RIGHT if right else WRONG
-            text += "" if right else f"\ntrue: {true}"
         return write(axes, image, text, color)
 
-    def _text(self, labels: Sequence[str]) -> str:
-        # In twos, because a long line runs out of the cell.
-        lines = [", ".join(labels[start : start + 2]) for start in range(0, len(labels), 2)]
-        return f"{self.name}: " + (",\n".join(lines) or "none")
+    @staticmethod
+    def _text(labels: Sequence[str]) -> str:
+        return ", ".join(labels) or "none"

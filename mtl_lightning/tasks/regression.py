@@ -213,10 +213,9 @@ class Regression(Task):
             return _draw_boxes(axes, image, guess, truth)
         lines = []
         for column, name in enumerate(self._numbers()):
-            label = self.name if self.channels == 1 else name
-            true = "" if truth is None else f"{truth[column]:.4g}".replace("nan", "not known")
-            shown = true if guess is None else f"{guess[column]:.4g}" + (f" (true: {true})" if true else "")
-            lines.append(f"{label}: {shown} {self.unit}".rstrip())
+            label = "" if self.channels == 1 else f"{name}: "
+            value = truth[column] if guess is None and truth is not None else (guess or [])[column]
+            lines.append(label + ("not known" if value != value else f"{value:.3g} {self.unit}".rstrip()))
         return write(axes, image, "\n".join(lines))
 
 

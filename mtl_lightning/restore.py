@@ -1,0 +1,48 @@
+"""Whether a checkpoint fits the run, before anything of it is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from mtl_lightning.errors import CheckpointError
+
+LISTED = 8
+"""Keys that a message names at most."""
+
+
+def check_state(module: pl.LightningModule, theirs: Mapping[str, Any]) -> None:
+    """Refuse other tasks, other classes, other keys and other shapes; every one is named.
+
+    Tasks take over what the checkpoint's learnt from their training labels.
+
+    Args:
+        module: with its network built and its tasks under ``tasks``.
+        theirs: the checkpoint's ``state_dict``.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    tasks: dict[str, Any] = dict(module.tasks.items())  # type: ignore[union-attr, operator]
+    names = {key.split(".")[1] for key in theirs if key.startswith("tasks.")}
+    if names != set(tasks):
+        raise CheckpointError(
+            f"the checkpoint has the tasks {sorted(names)}, this run has {sorted(tasks)}; "
+            "name the same tasks (model.tasks, model.only) or start a new run"
+        )
+    for name, task in tasks.items():
+        task.restore(theirs[f"tasks.{name}._extra_state"])
+    mine = module.state_dict()
+    wrong = [f"missing {key}" for key in mine if key not in theirs] + [f"unexpected {key}" for key in theirs if key not in mine]
+    wrong += [
+        f"{key} has shape {tuple(theirs[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in mine.items()
+        if isinstance(value, Tensor) and key in theirs and theirs[key].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise CheckpointError(
+            f"the checkpoint does not fit this model: {'; '.join(wrong[:LISTED])}{more}; "
+            "use the encoder, architecture, heads and weighting that it was trained with"
+        )

@@ -1,0 +1,17 @@
+"""One thread per test process: the tiny networks gain nothing from more, and two pytest workers share two cores."""
+
+import os
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_run_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first process tells those it starts about its run folder; a test's run must not tell the next test's.
+    monkeypatch.setenv("MTL_LIGHTNING_RUN", "")
+    monkeypatch.delenv("MTL_LIGHTNING_RUN")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
