@@ -1,6 +1,7 @@
 """Reading the configuration: a later file must not make tasks disappear."""
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
@@ -40,3 +41,10 @@ class TaskKeepingParser(LightningArgumentParser):
         if kwargs.get("action") is ActionConfigFile:
             kwargs["action"] = _KeepTasks
         return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with the message alone: the parent prints a hundred lines of usage before it."""
+        if self.exit_on_error:
+            print(f"error: {message}\nAll options: {self.prog.replace(' [options]', '')} --help", file=sys.stderr)
+            raise SystemExit(2)
+        super().error(message, ex)

@@ -29,7 +29,7 @@ from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.config import TaskKeepingParser
 from mtl_lightning.data.base import MultiTaskDataModule
-from mtl_lightning.errors import MTLError
+from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
 
@@ -54,6 +54,9 @@ class CheckpointOptions:
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
 
+DEBUG = "MTL_LIGHTNING_DEBUG"
+"""Environment variable that, set to anything, shows where an error comes from."""
+
 
 class MTLCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` from one YAML."""
@@ -72,6 +75,10 @@ class MTLCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without a warning when called from Python."""
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
+        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        if path not in (None, "last", "best"):
+            # Before Lightning opens it, to look for hyperparameters that ours do not have.
+            load_checkpoint(Path(path))
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and the run's folder."""
@@ -104,6 +111,16 @@ class MTLCLI(LightningCLI):
     def _claim(cls, root: Path, name: str, first: bool) -> Path:
         cls.claimed = new_folder(root, name, create=first)
         return cls.claimed
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a class refuses in its constructor is an error of the configuration."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException = error
+            while not isinstance(cause, MTLError) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise cause if isinstance(cause, MTLError) else ConfigError(f"{cause}; change the configuration") from error
 
     def after_instantiate_classes(self) -> None:
         """One seed for all, unless the data module has its own."""
@@ -208,6 +225,8 @@ def main(args: ArgsType = None) -> None:
             args=args,
         )
     except MTLError as error:
+        if os.environ.get(DEBUG):
+            raise
         if MTLCLI.claimed is not None:
             discard(MTLCLI.claimed)
         print(f"error: {error}", file=sys.stderr)

@@ -280,7 +280,10 @@ class MultiTaskModule(pl.LightningModule):
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
         assert self.model is not None
         groups = parameter_groups(self.model, self.weighting)
-        optimizer = self._optimizer(groups)
+        try:
+            optimizer = self._optimizer(groups)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= self._multipliers.get(group["name"], 1.0)
             if group["name"] == "weighting":
@@ -288,7 +291,10 @@ class MultiTaskModule(pl.LightningModule):
                 group["weight_decay"] = 0.0
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler.scheduler(optimizer)
+        try:
+            scheduler = self._scheduler.scheduler(optimizer)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"model.scheduler: {error}") from error
         if getattr(scheduler, "total_steps", 0) is None:
             scheduler.total_steps = run_length(self.trainer)  # type: ignore[union-attr, attr-defined]
         scale_scheduled(optimizer, self._multipliers)
