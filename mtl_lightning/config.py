@@ -1,12 +1,30 @@
-"""Reading the configuration: a later file must not make tasks disappear."""
+"""Reading the configuration: its own entries, and a later file that must not make tasks disappear."""
 
 import sys
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mtl_lightning.errors import ConfigError
+
+
+@dataclass
+class CheckpointOptions:
+    """When to save, and which epoch is the best.
+
+    Attributes:
+        monitor: the logged value that best.ckpt follows.
+        mode: whether it is to be large or small.
+        every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
+        every_minutes: minutes between saves of last.ckpt within an epoch.
+    """
+
+    monitor: str = "val/score"
+    mode: Literal["min", "max"] = "max"
+    every_n_steps: int | None = None
+    every_minutes: float | None = 15.0
 
 
 class _KeepTasks(ActionConfigFile):
@@ -45,6 +63,7 @@ class TaskKeepingParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with the message alone: the parent prints a hundred lines of usage before it."""
         if self.exit_on_error:
-            print(f"error: {message}\nAll options: {self.prog.replace(' [options]', '')} --help", file=sys.stderr)
+            program = self.prog.replace(" [options]", "").replace("__main__.py", "python -m mtl_lightning")
+            print(f"error: {message}\nAll options: {program} --help", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)

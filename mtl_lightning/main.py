@@ -4,9 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -27,29 +26,11 @@ from mtl_lightning.callbacks.predictions import PredictionWriter
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
-from mtl_lightning.config import TaskKeepingParser
+from mtl_lightning.config import CheckpointOptions, TaskKeepingParser
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
-
-
-@dataclass
-class CheckpointOptions:
-    """When to save, and which epoch is the best.
-
-    Attributes:
-        monitor: the logged value that best.ckpt follows.
-        mode: whether it is to be large or small.
-        every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
-        every_minutes: minutes between saves of last.ckpt within an epoch.
-    """
-
-    monitor: str = "val/score"
-    mode: Literal["min", "max"] = "max"
-    every_n_steps: int | None = None
-    every_minutes: float | None = 15.0
-
 
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""

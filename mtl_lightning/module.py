@@ -71,7 +71,8 @@ class MultiTaskModule(pl.LightningModule):
         for key, value in self._multipliers.items():
             if value < 0:
                 raise ConfigError(f"model.{key}_lr is {value}, expected 0 or more")
-        self._keep: list[nn.Parameter] = []
+        self._present: set[int] = set()
+        self._resting: list[nn.Parameter] = []
         self._logged = -1
 
     def configure_model(self) -> None:
@@ -128,7 +129,7 @@ class MultiTaskModule(pl.LightningModule):
         assert self.model is not None
         for penalty in self.model.architecture.penalties().values():
             objective = objective + penalty
-        self._rest(present.tolist())
+        self._present = set(present.tolist())
         self._log_step(values, weights.detach(), present)
         return objective
 
@@ -172,20 +173,21 @@ class MultiTaskModule(pl.LightningModule):
             )
         return losses, values, torch.tensor(present, dtype=torch.long, device=values.device)
 
-    def _rest(self, present: list[int]) -> None:
-        """Remember the parameters that no present task uses and that have no gradient yet."""
-        assert self.model is not None
-        names = {name for position, name in enumerate(self.tasks) if position in present}
-        self._keep = []
-        if len(names) == len(self.tasks):
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note the parameters that no present task uses, unless they have a gradient from the step's earlier micro-batches."""
+        # Not in training_step: Lightning takes the last step's gradients away only after it.
+        self._resting = []
+        if len(self._present) == len(self.tasks):
             return
-        absent = [parameter for parameter, owners in self.model.owners().items() if not owners & names]
-        absent += [parameter for parameter, task in self.weighting.owners().items() if task not in present]
-        self._keep = [parameter for parameter in absent if parameter.grad is None]
+        assert self.model is not None
+        present = {name for position, name in enumerate(self.tasks) if position in self._present}
+        absent = [parameter for parameter, owners in self.model.owners().items() if not owners & present]
+        absent += [parameter for parameter, task in self.weighting.owners().items() if task not in self._present]
+        self._resting = [parameter for parameter in absent if parameter.grad is None]
 
     def on_after_backward(self) -> None:
         """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
-        for parameter in self._keep:
+        for parameter in self._resting:
             parameter.grad = None
 
     def _log_step(self, values: Tensor, weights: Tensor, present: Tensor) -> None:

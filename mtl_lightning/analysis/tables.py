@@ -61,7 +61,7 @@ def caption(summary: Summary) -> str:
 
 def rich_table(title: str, summary: Summary) -> Table:
     """For the terminal."""
-    table = Table(title=title, caption=caption(summary))
+    table = Table(title=title)
     for column in HEADER:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for row in rows(summary):

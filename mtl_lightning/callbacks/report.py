@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
-from mtl_lightning.analysis.tables import Summary, markdown_table, rich_table, summarize
+from mtl_lightning.analysis.tables import Summary, caption, markdown_table, rich_table, summarize
 from mtl_lightning.tasks.base import Task
 
 TITLES = {"val": "validation", "test": "test"}
@@ -74,7 +74,9 @@ class Report(Callback):
         file = self.folder / "summary.json"
         summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         summary[split] = {"checkpoint": self.checkpoint} | summarize(results)
-        Console().print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
+        console = Console()
+        console.print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
+        console.print(caption(summary[split]), highlight=False)
         self._pictures(split, module, tasks)
         _replace(file, json.dumps(summary, indent=2) + "\n")
         _replace(self.folder / "summary.md", self._page(summary))
