@@ -1,0 +1,117 @@
+"""Every command and every piece of Python in the README and the docs runs, on little data."""
+
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtl_lightning.main import main
+from tests.data.manifest import write_manifest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = {
+    "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
+                            "--data.init_args.num_workers=0"],
+    "configs/pets.yaml": ["--data.init_args.num_workers=0"],
+}  # fmt: skip
+"""What makes a command's data small, placed behind its config."""
+QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+SLOW = ("--trainer.strategy ddp", "WandbLogger", "ResNet")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()]
+
+
+def test_there_are_ten_things() -> None:
+    numbers = re.findall(r"^\*\*(\d+)\. ", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
+    assert numbers == [str(number) for number in range(1, 11)]
+    assert len(commands()) >= 14
+
+
+def arguments(command: str) -> list[str]:
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "mtl_lightning"], command
+    config = words[words.index("--config") + 1]
+    place = words.index("--config") + 2
+    small = SMALL[config]
+    quick = QUICK if words[3] == "fit" else QUICK[1:]
+    if "last" in words:
+        quick = ["--trainer.max_epochs=2", QUICK[1]]
+    return [*words[3:place], *small, *words[place:], *(option for option in quick)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configs, the pets and the examples of the docs."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "PATH" / "TO" / "pets").mkdir(parents=True)
+    write_manifest(folder / "PATH" / "TO" / "pets", count=36, labelled=0.9)
+    (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            (folder / re.match(r"# (\w+\.py)\n", block).group(1)).write_text(block, encoding="utf-8")  # type: ignore[union-attr]
+    return folder
+
+
+def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    for command in commands():
+        if not any(part in command for part in SLOW):
+            monkeypatch.delenv("MTL_LIGHTNING_RUN", raising=False)
+            main(arguments(command))
+    for run in ("scenes", "pets", "scenes-uw", "depth-alone"):
+        assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
+    assert (place / "runs/scenes-2/predictions/predictions.csv").exists() or list(place.glob("runs/*/predictions"))
+
+
+@pytest.mark.parametrize("part", SLOW)
+def test_the_commands_that_take_longer(place: Path, part: str) -> None:
+    found = [command for command in commands() if part in command]
+    assert found
+    for command in found:
+        done = subprocess.run(
+            [sys.executable, "-m", "mtl_lightning", *arguments(command), f"--runs=runs-{len(part)}"],
+            capture_output=True, text=True, cwd=place, timeout=300, check=False,
+            env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_python_example(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(place / "use.py"))
+    assert "{'kind': (4, 2), 'depth': (4, 1, 64, 48)}" in capsys.readouterr().out
+
+
+def test_yaml_of_the_docs_can_be_parsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key in the docs' YAML exists: the parser refuses others."""
+    for number, page in enumerate(PAGES):
+        for block in blocks(page, "yaml"):
+            config = {"model": {"tasks": {"depth": {"class_path": "Depth"}}, "encoder": {"class_path": "SmallCNN"},
+                                "optimizer": {"class_path": "torch.optim.AdamW"}}}  # fmt: skip
+            config |= yaml.safe_load(block)
+            file = tmp_path / f"{number}.yaml"
+            file.write_text(yaml.safe_dump(config))
+            with pytest.raises(SystemExit) as caught:
+                main(["fit", "--config", str(file), "--print_config"])
+            assert caught.value.code == 0, capsys.readouterr().err
+
+
+def test_links_and_pictures_exist() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
