@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
@@ -15,6 +16,7 @@ from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.metrics.evaluation import Evaluation, LossMeter, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
+from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
@@ -301,8 +303,13 @@ class MultiTaskModule(pl.LightningModule):
             scheduler.total_steps = run_length(self.trainer)  # type: ignore[union-attr, attr-defined]
         scale_scheduled(optimizer, self._multipliers)
         settings: dict[str, Any] = {"interval": self._scheduler.interval, "frequency": self._scheduler.frequency}
-        if self._scheduler.monitor is not None:
-            settings["monitor"] = self._scheduler.monitor
+        plateau = isinstance(scheduler, ReduceLROnPlateau)
+        if plateau or self._scheduler.monitor is not None:
+            monitor = self._scheduler.monitor or getattr(scheduler, "monitor", None)
+            if monitor is None:
+                raise ConfigError("model.scheduler.monitor is not set: ReduceLROnPlateau needs a value to follow, e.g. val/loss")
+            check_monitor("model.scheduler.monitor", monitor, self, self.trainer.datamodule.counts().get("val", {}))  # type: ignore[attr-defined]
+            settings["monitor"] = monitor
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **settings}}
 
 

@@ -20,6 +20,7 @@ from tests.data.manifest import COLUMNS, write_manifest, write_rows
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "conf" / "tiny.yaml"
 CROP = '[{"class_path": "torchvision.transforms.v2.RandomCrop", "init_args": {"size": [1, 2, 3]}}]'
+PLATEAU = '{"scheduler": {"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau"}}'
 PETS = ROOT / "tests" / "conf" / "pets_tiny.yaml"
 
 
@@ -79,6 +80,13 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Failure:
         pytest.param(["--data.init_args.rows=0"], ["train split is empty"], id="empty split"),
         pytest.param(["--model.optimizer.init_args.lr=-1"], ["model.optimizer", "-1"], id="optimizer"),
         pytest.param([f"--data.init_args.train_transforms={CROP}"], ["configuration"], id="transform"),
+        pytest.param(["--data.init_args.image_size=3"], ["SmallCNN", "4 x 4", "image_size"], id="images too small"),
+        pytest.param([f"--model.scheduler={PLATEAU}"], ["model.scheduler.monitor", "val/loss"], id="nothing to follow"),
+        pytest.param(
+            [f"--model.scheduler={PLATEAU}", "--model.scheduler.monitor=val/x/loss"],
+            ["model.scheduler.monitor", "val/x/loss", "val/mask/miou"],
+            id="schedule that follows nothing known",
+        ),
         pytest.param(["--name=a/b"], ["name", "a/b"], id="run name"),
         pytest.param(["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such"], id="no checkpoint"),
         pytest.param(

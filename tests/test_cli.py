@@ -261,3 +261,23 @@ def test_a_metric_without_a_label_is_not_logged(tmp_path: Path, capsys: pytest.C
     assert list(summary["tasks"]) == ["color", "level"]
     out = capsys.readouterr().out
     assert "no validation label for mask" in " ".join(out.split())
+
+
+def test_another_optimizer_takes_none_of_the_first_ones_arguments(tmp_path: Path) -> None:
+    args = ["--model.optimizer=torch.optim.SGD", "--trainer.max_epochs=1"]
+    call("fit", tmp_path, *args)
+    optimizer = yaml.safe_load((tmp_path / "tiny/config.yaml").read_text())["model"]["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.SGD"
+    state = torch.load(tmp_path / "tiny/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.0}
+
+
+def test_no_optimizer_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(CONF.read_text())
+    del config["model"]["optimizer"]
+    file = tmp_path / "none.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", str(file), "--runs", str(tmp_path / "runs")])
+    assert caught.value.code == 2
+    assert "optimizer" in capsys.readouterr().err

@@ -34,15 +34,22 @@ class Encoder(nn.Module):
         stages: in order; each continues where the one before ended.
         in_channels: 1 or 3.
         mean, std: per channel (or one number for all), taken from and divided out of the image in 0..1.
+        smallest: height and width that images must have at least.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, stages: Sequence[Stage], in_channels: int, mean: Sequence[float] | float, std: Sequence[float] | float
+        self,
+        stages: Sequence[Stage],
+        in_channels: int,
+        mean: Sequence[float] | float,
+        std: Sequence[float] | float,
+        smallest: int = 1,
     ) -> None:
         super().__init__()
+        self.smallest = smallest
         self.stages = nn.ModuleList(stages)
         self.in_channels = in_channels
         for key, value in {"mean": mean, "std": std}.items():
@@ -62,6 +69,11 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"the encoder takes {self.in_channels}-channel images, the data gives {image.tensor.shape[1]}; "
                 "set model.encoder.init_args.in_channels and data.init_args.channels alike"
+            )
+        if not torch.compiler.is_compiling() and min(image.tensor.shape[-2:]) < self.smallest:
+            raise ConfigError(
+                f"the encoder {type(self).__name__} needs images of at least {self.smallest} x {self.smallest} pixels, the data "
+                f"gives {image.tensor.shape[-2]} x {image.tensor.shape[-1]}; set data.init_args.image_size, or take fewer stages"
             )
         tensor = (image.tensor - self.mean) / self.std
         return Features(tensor if image.valid is None else tensor * image.valid, image.valid)

@@ -30,7 +30,7 @@ class GoogLeNet(Encoder):
         in_channels: 3 for RGB, 1 for grey images (a first convolution with one channel).
         weights: one of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), downloaded on first use, or the path of a
             state_dict file of torchvision's network; null starts from random weights. In both, RGB weights of the first
-            convolution are averaged for grey images.
+            convolution are summed for grey images.
         normalize: bring the image from 0..1 to -1..1. These weights were trained so, and not with ImageNet's mean and
             standard deviation (torchvision's network undoes those with its ``transform_input``).
 
@@ -52,4 +52,5 @@ class GoogLeNet(Encoder):
             Stage(nn.Sequential(OrderedDict((name, getattr(trunk, name)) for name in names)), FeatureSpec(width, 2**depth))
             for depth, (names, width) in enumerate(zip(LAYERS, CHANNELS, strict=True), start=1)
         ]
-        super().__init__(stages, in_channels, *((0.5, 0.5) if normalize else (0.0, 1.0)))
+        mean, std = (0.5, 0.5) if normalize else (0.0, 1.0)
+        super().__init__(stages, in_channels, mean, std, smallest=15)

@@ -37,7 +37,7 @@ class ResNet(Encoder):
         in_channels: 3 for RGB, 1 for grey images (a first convolution with one channel).
         weights: one of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), downloaded on first use, or the path of a
             state_dict file of torchvision's network; null starts from random weights. In both, RGB weights of the first
-            convolution are averaged for grey images.
+            convolution are summed for grey images.
         normalize: take ImageNet's mean out of the image in 0..1 and divide by its standard deviation.
         dilated: the last two stages keep stride 8 with dilated convolutions, for dense tasks (Chen et al., "Rethinking
             Atrous Convolution for Semantic Image Segmentation", 2017); resnet50 and larger.

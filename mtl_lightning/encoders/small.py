@@ -37,4 +37,4 @@ class SmallCNN(Encoder):
             body["pool"] = nn.MaxPool2d(2)
             stages.append(Stage(nn.Sequential(body), FeatureSpec(width, 2**depth)))
             previous = width
-        super().__init__(stages, in_channels, mean=0.0, std=1.0)
+        super().__init__(stages, in_channels, mean=0.0, std=1.0, smallest=2 ** len(widths))

@@ -26,7 +26,7 @@ class VGG(Encoder):
         in_channels: 3 for RGB, 1 for grey images (a first convolution with one channel).
         weights: one of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), downloaded on first use, or the path of a
             state_dict file of torchvision's network; null starts from random weights. In both, RGB weights of the first
-            convolution are averaged for grey images.
+            convolution are summed for grey images.
         normalize: take ImageNet's mean out of the image in 0..1 and divide by its standard deviation.
 
     Raises:
@@ -49,7 +49,8 @@ class VGG(Encoder):
             Stage(nn.Sequential(*block), FeatureSpec(width, 2**depth))
             for depth, (block, width) in enumerate(zip(blocks, WIDTHS, strict=True), start=1)
         ]
-        super().__init__(stages, in_channels, *(imagenet_normalisation(in_channels) if normalize else (0.0, 1.0)))
+        mean, std = imagenet_normalisation(in_channels) if normalize else (0.0, 1.0)
+        super().__init__(stages, in_channels, mean, std, smallest=32)
 
 
 def _blocks(convolutions: tuple[int, ...], in_channels: int, norm: bool) -> list[list[nn.Module]]:

@@ -21,7 +21,8 @@ def imagenet_normalisation(in_channels: int) -> tuple[list[float], list[float]]:
 def load_weights(trunk: nn.Module, model: str, weights: str | None, first: str, classifier: Sequence[str]) -> None:
     """Fill a backbone without its classifier from a state_dict of torchvision's whole network.
 
-    Weights of a first convolution over RGB are averaged over RGB where the trunk takes grey images.
+    Weights of a first convolution over RGB are summed over RGB where the trunk takes grey images: what a grey picture in three
+    equal channels would give.
 
     Args:
         trunk: its keys are torchvision's.
@@ -39,7 +40,7 @@ def load_weights(trunk: nn.Module, model: str, weights: str | None, first: str, 
     names = get_model_weights(model).__members__
     state = _downloaded(model, weights) if weights in names else _read(weights, model, list(names))
     if first in state and state[first].dim() == 4 and trunk.state_dict()[first].shape[1] == 1:
-        state[first] = state[first].mean(dim=1, keepdim=True)
+        state[first] = state[first].sum(dim=1, keepdim=True)
     _check_shapes(trunk, state, model, weights)
     missing, unexpected = trunk.load_state_dict(state, strict=False)
     unexpected = [key for key in unexpected if key.split(".")[0] not in classifier]
