@@ -228,6 +228,7 @@ class MultiTaskModule(pl.LightningModule):
         seen = rows > 0
         importance = losses.new_tensor([float(task.weight) for task in self.tasks.values()])  # type: ignore[arg-type]
         record = {f"train/{name}/loss": float(losses[task]) for task, name in enumerate(self.tasks) if seen[task]}
+        record |= {f"train/{name}/rows": float(rows[task]) for task, name in enumerate(self.tasks)}
         self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
         self.weighting.epoch_end(losses * importance, seen)
 

@@ -63,6 +63,8 @@ def test_metrics_csv_has_every_value_once(runs: Path) -> None:
     for task, metric in {"color": "accuracy", "level": "rmse", "mask": "miou"}.items():
         assert names >= {f"val/{task}/{metric}", f"val/{task}/loss", f"val/{task}/count", f"train/{task}/loss", f"weight/{task}"}
     assert names >= {"val/score", "val/loss", "train/loss", "lr/encoder", "lr/heads"}
+    counts = [float(row["value"]) for row in rows if row["name"] == "train/color/rows"]
+    assert len(set(counts)) == 1 and 0 < counts[0] < 96
     assert {row["epoch"] for row in rows} == {str(epoch) for epoch in range(6)}
 
 
@@ -230,6 +232,7 @@ def test_help(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wandb_offline_with_one_line_of_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"offline": True, "save_dir": "wandb_here"}}

@@ -236,6 +236,7 @@ class Network(nn.Module):
         return self.vector(features, size), self.dense(features, size)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="max-pooling of an unknown height cannot be exported by torch 2.11")
 def test_export_for_any_number_and_size_of_images() -> None:
     network = Network().eval()
     rows, height, width = (

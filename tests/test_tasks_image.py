@@ -512,27 +512,27 @@ def test_a_class_is_green_where_right_and_red_where_wrong():
     task = Classification(["siamese", "birman"])
     task.name = "breed"
     prediction = torch.tensor([math.log(0.87), math.log(0.13)])
-    assert words(drawn(task, prediction, torch.tensor(0))) == [("breed: siamese 87 %", RIGHT)]
-    assert words(drawn(task, prediction, torch.tensor(1))) == [("breed: siamese 87 %\ntrue: birman", WRONG)]
-    assert words(drawn(task, prediction, None)) == [("breed: siamese 87 %", "#000000")]
-    assert words(drawn(task, None, torch.tensor(1))) == [("breed: birman", "#000000")]
+    assert words(drawn(task, prediction, torch.tensor(0))) == [("siamese\n87 %", RIGHT)]
+    assert words(drawn(task, prediction, torch.tensor(1))) == [("siamese\n87 %", WRONG)]
+    assert words(drawn(task, prediction, None)) == [("siamese\n87 %", "#000000")]
+    assert words(drawn(task, None, torch.tensor(1))) == [("birman", "#000000")]
     assert words(drawn(task, None, None))[0][0] == "no label"
 
 
 def test_labels_are_judged_by_the_known_ones():
     task = MultiLabel(["sky", "sea", "tree"])
     prediction = torch.tensor([2.0, -1.0, 1.0])
-    assert words(drawn(task, prediction, torch.tensor([1, 0, NAN]))) == [("multilabel: sky, tree", RIGHT)]
-    assert words(drawn(task, prediction, torch.tensor([0, 0, NAN]))) == [("multilabel: sky, tree\ntrue: multilabel: none", WRONG)]
-    assert words(drawn(task, None, torch.tensor([0, 1, NAN])))[0][0] == "multilabel: sea"
+    assert words(drawn(task, prediction, torch.tensor([1, 0, NAN]))) == [("sky, tree", RIGHT)]
+    assert words(drawn(task, prediction, torch.tensor([0, 0, NAN]))) == [("sky, tree", WRONG)]
+    assert words(drawn(task, None, torch.tensor([0, 1, NAN])))[0][0] == "sea"
     assert words(drawn(task, None, None))[0][0] == "no label"
 
 
 def test_numbers_are_written_and_boxes_drawn():
     task = Regression(["age"], mean=30.0, std=10.0, unit="years")
     task.learn(torch.zeros(1, 1))
-    assert words(drawn(task, torch.tensor([0.12]), torch.tensor([30.0])))[0][0] == "regression: 31.2 (true: 30) years"
-    assert words(drawn(task, None, torch.tensor([30.0])))[0][0] == "regression: 30 years"
+    assert words(drawn(task, torch.tensor([0.12]), torch.tensor([30.0])))[0][0] == "31.2 years"
+    assert words(drawn(task, None, torch.tensor([30.0])))[0][0] == "30 years"
     assert words(drawn(task, None, None))[0][0] == "no label"
     box = Regression(["x0", "y0", "x1", "y1"], mean=0.0, std=1.0)
     box.learn(torch.zeros(1, 4))
