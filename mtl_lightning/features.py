@@ -37,10 +37,16 @@ class Features:
     valid: Tensor | None = None
 
     def like(self, tensor: Tensor) -> "Features":
-        """The same rows in a new tensor; the validity is shrunk to the new height and width."""
-        if self.valid is None or self.valid.shape[-2:] == tensor.shape[-2:]:
-            return Features(tensor, self.valid)
-        return Features(tensor, F.adaptive_avg_pool2d(self.valid, (tensor.shape[-2], tensor.shape[-1])))
+        """The same rows in a new tensor; the validity is shrunk to the new height and width, and what is padding alone is 0.
+
+        So padding looks to the next convolution like the border of a picture, and not like what biases have made of it.
+        """
+        if self.valid is None:
+            return Features(tensor)
+        valid = self.valid
+        if valid.shape[-2:] != tensor.shape[-2:]:
+            valid = F.adaptive_avg_pool2d(valid, (tensor.shape[-2], tensor.shape[-1]))
+        return Features(tensor * (valid > 0), valid)
 
 
 def pool(features: Features, size: int = 1) -> Tensor:

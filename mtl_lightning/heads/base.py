@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -11,6 +12,9 @@ from mtl_lightning.features import Features, FeatureSpec
 
 class Head(nn.Module):
     """From a feature pyramid to one task's raw prediction."""
+
+    dense: ClassVar[bool | None] = None
+    """Whether it predicts for each pixel; None does not tell."""
 
     @abstractmethod
     def forward(self, features: Sequence[Features], size: tuple[int, int]) -> Tensor:

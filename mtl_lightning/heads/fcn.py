@@ -26,6 +26,8 @@ class FCN(Head):
         ConfigError: a feature that is not a map, or a number out of its range.
     """
 
+    dense = True
+
     def __init__(self, specs: Sequence[FeatureSpec], channels: int, width: int | None = None, dropout: float = 0.1) -> None:
         super().__init__()
         need_maps(type(self).__name__, specs)

@@ -22,6 +22,8 @@ class Linear(Head):
         ConfigError: a feature that is not a map, or a number out of its range.
     """
 
+    dense = False
+
     def __init__(self, specs: Sequence[FeatureSpec], channels: int, pool: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         need_maps(type(self).__name__, specs)

@@ -24,6 +24,8 @@ class MLP(Head):
         ConfigError: a feature that is not a map, or a number out of its range.
     """
 
+    dense = False
+
     def __init__(
         self,
         specs: Sequence[FeatureSpec],

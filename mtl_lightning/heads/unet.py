@@ -52,6 +52,8 @@ class UNet(Head):
         ConfigError: a feature that is not a map, or widths that do not fit the pyramid.
     """
 
+    dense = True
+
     def __init__(self, specs: Sequence[FeatureSpec], channels: int, widths: list[int] | None = None, norm: bool = True) -> None:
         super().__init__()
         need_maps(type(self).__name__, specs)
