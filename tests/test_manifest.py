@@ -486,7 +486,7 @@ def test_splits_that_do_not_fit(pets):
     assert "all.csv, row 2: column 'split': 'train' is none of training, val, test" in message
     rows = [row | {"split": "test"} for row in rows]
     write_rows(root / "all.csv", rows, HEADER)
-    assert "no row is in the training split" in failure(module(root), "breed")
+    assert "no row is in the train split" in failure(module(root), "breed")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------------

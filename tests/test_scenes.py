@@ -341,8 +341,10 @@ def test_every_task_learns_from_the_module(cache: bool) -> None:
     ],
 )
 def test_tasks_that_scenes_cannot_serve_are_refused(options: dict[str, Any], task: Task, words: list[str]) -> None:
+    data = module(**options)
+    data.configured = ["odd"]
     with pytest.raises(ConfigError) as error:
-        module(**options).datasets({"odd": task}, ["train"])
+        data.datasets({"odd": task}, ["train"])
     assert all(word in str(error.value) for word in words)
 
 

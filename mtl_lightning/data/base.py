@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -72,6 +72,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.transforms = {"train": list(train_transforms or []), "eval": list(eval_transforms or [])}
         self.drop_last = drop_last
         self.tasks: dict[str, Task] | None = None
+        self.configured: list[str] = []
         self.splits: dict[str, LabelledDataset] = {}
 
     @abstractmethod
@@ -86,18 +87,30 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if self.tasks is None:
             if self.trainer is None:
                 raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
-            self.tasks = dict(self.trainer.lightning_module.tasks.items())  # type: ignore[operator, union-attr]
+            module: Any = self.trainer.lightning_module
+            self.tasks, self.configured = dict(module.tasks.items()), module.configured
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
             return
         first = "train" in wanted
         self.splits.update(self.datasets(self.tasks, wanted))
         for split in wanted:
-            if split != "val" and len(self.splits.get(split, ())) == 0:
+            if (split != "val" or stage == "validate") and len(self.splits.get(split, ())) == 0:
                 raise DataError(f"the {split} split is empty; look at the data module's split settings")
         self._show_table()
         if first:
             self._learn()
+
+    def check_names(self, key: str, names: Iterable[str]) -> None:
+        """Raise :class:`ConfigError` for a name that is no task, not even one that this run leaves out.
+
+        Args:
+            key: where the names are configured.
+            names: what should be tasks.
+        """
+        for name in names:
+            if self.configured and name not in self.configured:
+                raise ConfigError(f"{key}.{name}: there is no such task; the tasks are {', '.join(self.configured)}")
 
     def counts(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Per split and task the labelled rows and all rows."""

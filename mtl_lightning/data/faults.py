@@ -35,14 +35,15 @@ class Faults:
         self.bad[rows] = True
         self._lines += [(int(row), problem(int(row))) for row in rows[: 10 * SHOWN]]
 
-    def report(self, among: np.ndarray | None = None) -> str:
+    def report(self, among: np.ndarray | None = None, shown: int | None = SHOWN) -> str:
         """The number of rows with a fault and the first of them, a line each.
 
         Args:
             among: bool [N], the rows to report on; None means all.
+            shown: lines at most; None means all that were noted.
         """
         chosen = self.bad if among is None else self.bad & among
-        lines = [(row, problem) for row, problem in sorted(self._lines) if chosen[row]][:SHOWN]
+        lines = [(row, problem) for row, problem in sorted(self._lines) if chosen[row]][:shown]
         count, listed = int(chosen.sum()), len({row for row, _ in lines})
         rest = [f"  … and {count - listed} more rows"] if count > listed else []
         listing = [f"  {self.places.where(row)}: {problem}" for row, problem in lines]

@@ -1,5 +1,6 @@
 """Pictures and half-filled label columns: a CSV or Parquet manifest as a data module."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from mtl_lightning.data.verify import check_presence, check_repeats, check_rows,
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.tasks.base import Task
 
+log = logging.getLogger(__name__)
 BLACK = (224, 224)
 """Height and width of what stands in for a picture of which nothing is known."""
 
@@ -62,6 +64,7 @@ class ManifestDataset(LabelledDataset):
         self.root = root
         self.channels = channels
         self.black = black
+        self._told: set[int] = set()
 
     def labelled(self, task: str) -> np.ndarray:
         """Bool [N]: which rows have a label of ``task``."""
@@ -91,9 +94,12 @@ class ManifestDataset(LabelledDataset):
             for task, labels in self.labels.items():
                 if labels.labelled[self.rows[index]]:
                     sample[task] = self._label(index, task, labels, sample["size"])
-        except DataError:
+        except DataError as error:
             if self.black is None:
                 raise
+            if index not in self._told:
+                self._told.add(index)
+                log.warning("%s; a black picture without labels takes its place", error)
             return self._blank(index, self.black)
         return sample
 
@@ -148,7 +154,8 @@ class ManifestDataModule(MultiTaskDataModule):
             here takes the column of its own name.
         split: see :class:`~mtl_lightning.data.splits.Split`.
         on_error: ``raise`` stops at bad rows; ``skip`` leaves out the rows that the check before training finds bad, lists
-            them, and makes a row whose file fails later a black picture without labels.
+            them (all in ``left_out_*.txt`` in the run's folder), and makes a row whose file fails later a black picture without
+            labels, with a warning that names it.
         verify: how many rows of the splits in use are decoded in the check, drawn at random if there are more; 0 for none.
         duplicates: ``allow`` lets several rows of one split have the same picture.
         **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
@@ -186,6 +193,7 @@ class ManifestDataModule(MultiTaskDataModule):
 
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
         """Read and check the manifest; raises :class:`DataError` listing the bad rows, unless they are to be skipped."""
+        self.check_names("data.init_args.columns", self.columns)
         table = self._read()
         codes = assign(self.split, table, self.image)
         places, images = table.places, table.texts(self.image)
@@ -211,7 +219,7 @@ class ManifestDataModule(MultiTaskDataModule):
         wanted = np.isin(codes, [SPLITS.index(split) for split in splits])
         drawn = part("checked", self._drawn(np.flatnonzero(wanted & ~faults.bad)))
         check_rows(drawn.rows, lambda index: drawn.faults(index, tasks), faults)
-        self._settle(faults, wanted)
+        self._settle(faults, wanted, "_".join(splits))
         return {
             split: part(split, np.flatnonzero((codes == SPLITS.index(split)) & ~faults.bad))
             for split in splits
@@ -235,10 +243,15 @@ class ManifestDataModule(MultiTaskDataModule):
             return rows
         return np.sort(np.random.default_rng(self.split.seed).choice(rows, self.verify, replace=False))
 
-    def _settle(self, faults: Faults, wanted: np.ndarray) -> None:
+    def _settle(self, faults: Faults, wanted: np.ndarray, splits: str) -> None:
         if not faults.bad.any():
             return
         if self.on_error == "raise":
             raise DataError(f"{faults.report()}\nMend them, or set data.init_args.on_error to skip to leave such rows out")
         if (faults.bad & wanted).any():
             rank_zero_info(f"left out {faults.report(wanted)}")
+            if self.trainer is not None and self.trainer.is_global_zero:
+                listing = Path(self.trainer.default_root_dir) / f"left_out_{splits}.txt"
+                listing.parent.mkdir(parents=True, exist_ok=True)
+                listing.write_text(faults.report(wanted, shown=None) + "\n", encoding="utf-8")
+                rank_zero_info(f"all of them are in {listing}")

@@ -197,10 +197,9 @@ class ScenesDataModule(MultiTaskDataModule):
         for name, task in tasks.items():
             _match(name, task, chosen[name])
         hidden = self.hidden if isinstance(self.hidden, dict) else dict.fromkeys(tasks, self.hidden)
-        for named in hidden:
-            # A task may be left out of this run (model.only), so what could be one is let through.
-            if named not in {*tasks, *self.targets, *QUANTITIES}:
-                raise ConfigError(f"data.init_args.hidden.{named}: there is no such task, expected one of {', '.join(tasks)}")
+        self.check_names("data.init_args.targets", self.targets)
+        if isinstance(self.hidden, dict):
+            self.check_names("data.init_args.hidden", self.hidden)
         return {
             split: ScenesDataset(
                 split,

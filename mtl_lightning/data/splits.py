@@ -65,6 +65,8 @@ class Split:
                 raise ConfigError(f"{KEY}: give val in fractions or val_fraction, not both")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise ConfigError(f"{KEY}.val_fraction is {self.val_fraction}, expected between 0 and 1")
+        if self.seed < 0:
+            raise ConfigError(f"{KEY}.seed is {self.seed}, expected 0 or more")
         if len({self.train, self.val, self.test}) < 3:
             raise ConfigError(f"{KEY}: train, val, test are called {self.train}, {self.val}, {self.test}; give each its own name")
 
@@ -97,8 +99,11 @@ def assign(split: Split, table: Table, image: str) -> np.ndarray:
             raise ConfigError(f"{KEY}.val_fraction is given, but {table.places.name} has validation rows; leave one of them out")
         rows = np.flatnonzero(codes == 0)
         codes[rows] = _draw(split, table, image, rows, {0: 1 - split.val_fraction, 1: split.val_fraction})
-    if not (codes == 0).any():
-        raise DataError(f"{table.places.name}: no row is in the training split ({len(table)} rows); look at {KEY}")
+    asked = {"train", *(split.files or {}), *(name for name, share in (split.fractions or {}).items() if share > 0)}
+    asked |= {"val"} if split.val_fraction is not None else set()
+    for name in sorted(asked):
+        if not (codes == SPLITS.index(name)).any():
+            raise DataError(f"{table.places.name}: no row is in the {name} split ({len(table)} rows in all); look at {KEY}")
     return codes
 
 

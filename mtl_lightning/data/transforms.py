@@ -87,6 +87,11 @@ def _run(transforms: list[Transform], resize: v2.Resize | None, sample: dict[str
             sample = transform(sample)
     except DataError as error:
         raise DataError(f"{sample['id']}: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        size = "x".join(map(str, F.get_size(_image(sample))))
+        raise DataError(
+            f"{sample['id']}: the transform {type(transform).__name__} fails on this picture of {size} pixels: {error}"
+        ) from error
     if resize is not None and F.get_size(_image(sample)) != resize.size:
         sample = resize(sample)
     return finish(sample)
