@@ -65,6 +65,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def extent(self, row: int) -> tuple[int, int]:
+        """Height and width of one row's picture in the batch, without padding."""
+        height, width = self.inputs["image"].shape[-2:]
+        if self.padding is None:
+            return height, width
+        kept = ~self.padding[row]
+        return int(kept.any(1).sum()), int(kept.any(0).sum())
+
     def _map(self, function: Any) -> "Batch":
         def apply(value: Any) -> Any:
             if isinstance(value, Tensor):

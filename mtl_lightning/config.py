@@ -16,13 +16,14 @@ class CheckpointOptions:
 
     Attributes:
         monitor: the logged value that best.ckpt follows.
-        mode: whether it is to be large or small.
+        mode: whether it is to be large or small; null knows it from the value: losses small, the score large, a metric as its
+            task says.
         every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
         every_minutes: minutes between saves of last.ckpt within an epoch.
     """
 
     monitor: str = "val/score"
-    mode: Literal["min", "max"] = "max"
+    mode: Literal["min", "max"] | None = None
     every_n_steps: int | None = None
     every_minutes: float | None = 15.0
 

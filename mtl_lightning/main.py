@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -97,7 +98,7 @@ class MTLCLI(LightningCLI):
         """Build everything; what a class refuses in its constructor is an error of the configuration."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, MisconfigurationException) as error:
             cause: BaseException = error
             while not isinstance(cause, MTLError) and cause.__cause__ is not None:
                 cause = cause.__cause__
@@ -111,7 +112,9 @@ class MTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
         config = self.config_init[self.subcommand]
-        dump = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        resolved = self.config[self.subcommand].clone()
+        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
+        dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
         options: CheckpointOptions = config.checkpoint
         trainer = config.trainer
         fit = self.subcommand == "fit"
@@ -125,11 +128,13 @@ class MTLCLI(LightningCLI):
         if fit:
             folder = self.folder / CHECKPOINTS
             callbacks += [
-                Resume(dump, self.resumed),
+                Resume(dump, self.resumed, lambda: self._save_config(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
             ]
-            self._save_config(dump)
+            if not self.resumed:
+                self._save_config(dump)
+            rank_zero_only(print)(f"Run folder {self.folder}", flush=True)
         if self.subcommand == "predict":
             callbacks.append(PredictionWriter(self.folder / "predictions"))
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
@@ -154,26 +159,32 @@ class MTLCLI(LightningCLI):
             number = len(list(self.folder.glob("config.*.yaml"))) + 1
             os.replace(file, self.folder / f"config.{number}.yaml")
         file.write_text(dump, encoding="utf-8")
-        print(f"Run folder {self.folder}", flush=True)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]
         arguments.ckpt_path = str(self.checkpoint) if self.checkpoint else None
         arguments.weights_only = True
 
-    before_fit = before_validate = before_test = before_predict = _use_checkpoint
+    before_fit = before_validate = before_test = _use_checkpoint
+
+    def before_predict(self) -> None:
+        """As before the others; predictions go to files and are not kept."""
+        self._use_checkpoint()
+        self.config_init[self.subcommand].return_predictions = False
 
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on the validation split; this writes the run's table and pictures."""
         folder = self.folder / CHECKPOINTS
         best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
-        ready = best.exists() and not self.trainer.interrupted and len(self.datamodule.splits.get("val", ())) > 0
-        best, ready = self.trainer.strategy.broadcast((best, ready))
-        if not ready:
+        best, exists = self.trainer.strategy.broadcast((best, best.exists()))
+        if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.report.checkpoint = best.name
-        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
-        rank_zero_only(print)(f"Table, curves and predictions are in {self.folder}", flush=True)
+        if len(self.datamodule.splits.get("val", ())) and self.trainer.limit_val_batches:
+            self.report.checkpoint = best.name
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
+        else:
+            rank_zero_only(self.report.without_validation)(self.model)
+        rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -205,13 +216,22 @@ def main(args: ArgsType = None) -> None:
             load_from_checkpoint_support=False,
             args=args,
         )
-    except MTLError as error:
-        if os.environ.get(DEBUG):
+    except Exception as error:
+        if os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error)):
             raise
         if MTLCLI.claimed is not None:
             discard(MTLCLI.claimed)
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _from_lightning(error: Exception) -> bool:
+    """Whether Lightning itself refused something: a value of the trainer's, a device that is not there."""
+    trace, module = error.__traceback__, ""
+    while trace is not None:
+        module, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    refused = isinstance(error, MisconfigurationException | ValueError | RuntimeError | ModuleNotFoundError)
+    return refused and module.startswith(("lightning.pytorch", "lightning.fabric"))
 
 
 def _quiet() -> None:

@@ -8,12 +8,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
+from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import Evaluation, LossMeter, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
@@ -24,7 +26,7 @@ from mtl_lightning.tasks.base import MaskedLoss, Task
 from mtl_lightning.weighting import Equal, LossWeighting, TaskInfo
 
 SPLITS = ("train", "val", "test")
-RESERVED = {"image", "id", "size", "score", "loss", "delta_m", "epoch", "step", *SPLITS, *dir(nn.ModuleDict)}
+RESERVED = {"image", "id", "size", "score", "loss", "delta_m", "epoch", "step", *SPLITS, *dir(nn.ModuleDict())}
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -74,6 +76,8 @@ class MultiTaskModule(pl.LightningModule):
             if value < 0:
                 raise ConfigError(f"model.{key}_lr is {value}, expected 0 or more")
         self._present: set[int] = set()
+        self._configured: dict[str, Any] = {}
+        self._checkpoint: dict[str, Any] | None = None
         self._resting: list[nn.Parameter] = []
         self._logged = -1
 
@@ -179,7 +183,9 @@ class MultiTaskModule(pl.LightningModule):
         """Note the parameters that no present task uses, unless they have a gradient from the step's earlier micro-batches."""
         # Not in training_step: Lightning takes the last step's gradients away only after it.
         self._resting = []
-        if len(self._present) == len(self.tasks):
+        # A loss scaler refuses a step in which nothing has a gradient: there the gradients stay, and are 0.
+        scaled = not self._present and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled or len(self._present) == len(self.tasks):
             return
         assert self.model is not None
         present = {name for position, name in enumerate(self.tasks) if position in self._present}
@@ -223,7 +229,9 @@ class MultiTaskModule(pl.LightningModule):
             self.log(key, value, logger=False, prog_bar=key == "val/score")
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean losses and hand them to the weighting."""
+        """Log the epoch's mean losses and hand them to the weighting; an epoch that max_steps cut short has none."""
+        if not self.trainer.is_last_batch:
+            return
         losses, rows = self.train_losses.compute()
         seen = rows > 0
         importance = losses.new_tensor([float(task.weight) for task in self.tasks.values()])  # type: ignore[arg-type]
@@ -231,6 +239,18 @@ class MultiTaskModule(pl.LightningModule):
         record |= {f"train/{name}/rows": float(rows[task]) for task, name in enumerate(self.tasks)}
         self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
         self.weighting.epoch_end(losses * importance, seen)
+        self._step_plateau()
+
+    def _step_plateau(self) -> None:
+        # Here, because Lightning does it only after the epoch's checkpoint, and not at all for a run that goes on from there.
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.interval == "epoch" and (self.current_epoch + 1) % config.frequency == 0:
+                config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)])  # type: ignore[arg-type]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's step of a schedule; a plateau's has been done by then."""
+        if not (isinstance(scheduler, ReduceLROnPlateau) and self._scheduler and self._scheduler.interval == "epoch"):
+            super().lr_scheduler_step(scheduler, metric)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses and metrics; returns the predictions for callbacks."""
@@ -241,10 +261,14 @@ class MultiTaskModule(pl.LightningModule):
         return self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Decoded predictions with the samples' names."""
+        """Decoded predictions with the samples' names; dense ones without padding."""
         predictions = self(batch.inputs, batch.padding)
         decoded = {name: task.decode(predictions[name].float()) for name, task in self.tasks.items()}  # type: ignore[operator]
-        return {"ids": batch.ids} | decoded
+        for name, task in self.tasks.items():
+            if task.target.dense:  # type: ignore[union-attr]
+                extents = [batch.extent(row) for row in range(len(batch))]
+                decoded[name] = [value[..., :h, :w] for value, (h, w) in zip(decoded[name], extents, strict=True)]
+        return {"ids": batch.ids, "predictions": decoded}
 
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
         predictions: dict[str, Tensor] = self(batch.inputs, batch.padding)
@@ -279,7 +303,21 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
-        check_state(self, checkpoint["state_dict"])
+        training = self.trainer.state.fn == "fit"
+        check_state(self, checkpoint["state_dict"], training)
+        self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how optimizer and schedule were configured."""
+        checkpoint["mtl_hyperparameters"] = self._configured
+
+    def on_train_start(self) -> None:
+        """Values of optimizer and schedule that were changed for a resumed run hold."""
+        if self._checkpoint is not None:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            optimizer = self.trainer.optimizers[0]
+            apply_changes(self._checkpoint, self._configured, optimizer, schedulers[0] if schedulers else None)
+            self._checkpoint = None
 
     def configure_optimizers(self) -> Any:
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
@@ -289,29 +327,39 @@ class MultiTaskModule(pl.LightningModule):
             optimizer = self._optimizer(groups)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.optimizer: {error}") from error
+        multipliers = dict(self._multipliers)
         for group in optimizer.param_groups:
-            group["lr"] *= self._multipliers.get(group["name"], 1.0)
             if group["name"] == "weighting":
-                group["lr"] = self.weighting.lr or group["lr"]
                 group["weight_decay"] = 0.0
+                if self.weighting.lr is not None:
+                    multipliers["weighting"] = self.weighting.lr / group["lr"] if group["lr"] else 1.0
+            group["lr"] *= multipliers.get(group["name"], 1.0)
+        scheduler, settings = self._build_scheduler(optimizer)
+        if scheduler is not None:
+            scale_scheduled(optimizer, multipliers)
+        self._configured = snapshot(optimizer, scheduler)
+        if self._checkpoint is not None:
+            check_classes(self._checkpoint, self._configured)
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler} | settings}
+
+    def _build_scheduler(self, optimizer: Optimizer) -> tuple[Any, dict[str, Any]]:
         if self._scheduler is None:
-            return optimizer
+            return None, {}
         try:
             scheduler = self._scheduler.scheduler(optimizer)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"model.scheduler: {error}") from error
         if getattr(scheduler, "total_steps", 0) is None:
-            scheduler.total_steps = run_length(self.trainer)  # type: ignore[union-attr, attr-defined]
-        scale_scheduled(optimizer, self._multipliers)
+            scheduler.total_steps = run_length(self.trainer, self._scheduler)  # type: ignore[union-attr, attr-defined]
         settings: dict[str, Any] = {"interval": self._scheduler.interval, "frequency": self._scheduler.frequency}
-        plateau = isinstance(scheduler, ReduceLROnPlateau)
-        if plateau or self._scheduler.monitor is not None:
+        if isinstance(scheduler, ReduceLROnPlateau) or self._scheduler.monitor is not None:
             monitor = self._scheduler.monitor or getattr(scheduler, "monitor", None)
             if monitor is None:
                 raise ConfigError("model.scheduler.monitor is not set: ReduceLROnPlateau needs a value to follow, e.g. val/loss")
-            check_monitor("model.scheduler.monitor", monitor, self, self.trainer.datamodule.counts().get("val", {}))  # type: ignore[attr-defined]
+            counts = self.trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
+            check_monitor("model.scheduler.monitor", monitor, self, counts)
             settings["monitor"] = monitor
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **settings}}
+        return scheduler, settings
 
 
 def _choose(tasks: Mapping[str, Task], only: list[str] | None) -> dict[str, Task]:

@@ -1,5 +1,7 @@
 """Which logged values can be followed by checkpoints and schedules."""
 
+from typing import Literal
+
 import lightning.pytorch as pl
 
 from mtl_lightning.errors import ConfigError
@@ -21,6 +23,32 @@ def check_monitor(key: str, monitor: str, module: pl.LightningModule, counts: di
         raise ConfigError(f"{key} is {monitor}, but task '{name}' has no validation label; monitor val/score or another task")
     known = {"val/score", "val/loss", "train/loss"}
     for task in tasks.values():
-        known |= {f"val/{task.name}/{metric}" for metric in ("loss", *task.measures)} | {f"train/{task.name}/loss"}
+        known |= {f"val/{task.name}/{metric}" for metric in task.keys()} | {f"train/{task.name}/loss"}  # noqa: SIM118 - no dict
     if monitor not in known:
         raise ConfigError(f"{key} is {monitor}, which is never logged; there are: {', '.join(sorted(known))}")
+
+
+def direction(key: str, monitor: str, given: Literal["min", "max"] | None, module: pl.LightningModule) -> Literal["min", "max"]:
+    """Whether a value is to be small or large.
+
+    Args:
+        key: the configuration key of the given direction, for the message.
+        monitor: the value's name, known.
+        given: the configured direction.
+        module: with its tasks.
+
+    Raises:
+        ConfigError: the given direction would pick the worst.
+    """
+    tasks = dict(module.tasks.items())  # type: ignore[union-attr, operator]
+    parts = monitor.split("/")
+    higher = parts[-1] == "score"
+    if len(parts) == 3 and parts[-1] != "loss":
+        measure = tasks[parts[1]].measures.get(parts[-1])
+        if measure is None:
+            return given or "max"
+        higher = measure.higher_is_better
+    right: Literal["min", "max"] = "max" if higher else "min"
+    if given not in (None, right):
+        raise ConfigError(f"{key} is {given}, but of {monitor} the {right} is the best; leave it out, or set it to {right}")
+    return right

@@ -1,6 +1,6 @@
 """Whether a checkpoint fits the run, before anything of it is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,14 +12,16 @@ LISTED = 8
 """Keys that a message names at most."""
 
 
-def check_state(module: pl.LightningModule, theirs: Mapping[str, Any]) -> None:
+def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], training: bool) -> None:
     """Refuse other tasks, other classes, other keys and other shapes; every one is named.
 
     Tasks take over what the checkpoint's learnt from their training labels.
 
     Args:
         module: with its network built and its tasks under ``tasks``.
-        theirs: the checkpoint's ``state_dict``.
+        theirs: the checkpoint's ``state_dict``; what does not matter here is replaced by the module's own: the weighting's state
+            unless training goes on, and the epoch's losses so far where a task has other loss terms now.
+        training: whether training goes on.
 
     Raises:
         CheckpointError: it does not fit.
@@ -32,8 +34,21 @@ def check_state(module: pl.LightningModule, theirs: Mapping[str, Any]) -> None:
             "name the same tasks (model.tasks, model.only) or start a new run"
         )
     for name, task in tasks.items():
-        task.restore(theirs[f"tasks.{name}._extra_state"])
+        facts = theirs[f"tasks.{name}._extra_state"]
+        if facts.get("kind") != task.kind:
+            raise CheckpointError(
+                f"task '{name}' of the checkpoint has labels of kind {facts.get('kind')}, here it is a {type(task).__name__} of "
+                f"kind {task.kind}; configure the task that was trained"
+            )
+        task.restore(facts)
     mine = module.state_dict()
+    losses = {key: value for key, value in mine.items() if key.startswith("train_losses.")}
+    if any(key not in theirs or theirs[key].shape != value.shape for key, value in losses.items()):
+        theirs.update(losses)
+    if not training:
+        for key in [key for key in theirs if key.startswith("weighting.")]:
+            del theirs[key]
+        theirs.update({key: value for key, value in mine.items() if key.startswith("weighting.")})
     wrong = [f"missing {key}" for key in mine if key not in theirs] + [f"unexpected {key}" for key in theirs if key not in mine]
     wrong += [
         f"{key} has shape {tuple(theirs[key].shape)}, expected {tuple(value.shape)}"

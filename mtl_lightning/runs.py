@@ -4,6 +4,8 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
+
 from mtl_lightning.errors import CheckpointError, ConfigError
 
 CHECKPOINTS = "checkpoints"
@@ -14,9 +16,18 @@ def _folders(root: Path, name: str) -> list[Path]:
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     numbered = {}
     for path in root.glob(f"{name}*") if root.is_dir() else ():
-        if path.is_dir() and (match := pattern.fullmatch(path.name)):
+        if path.is_dir() and (match := pattern.fullmatch(path.name)) and _named(path) == name:
             numbered[int(match.group(1) or 1)] = path
     return [numbered[key] for key in sorted(numbered)]
+
+
+def _named(folder: Path) -> str | None:
+    """The name in a run's configuration: ``net-18`` may be the eighteenth run of ``net``, or the first of ``net-18``."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return config.get("name") if isinstance(config, dict) else None
 
 
 def check_name(name: str) -> None:

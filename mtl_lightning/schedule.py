@@ -30,8 +30,8 @@ class Scheduler:
     monitor: str | None = None
 
 
-def run_length(trainer: pl.Trainer) -> int:
-    """The optimizer steps of a run.
+def run_length(trainer: pl.Trainer, schedule: Scheduler) -> int:
+    """How often a schedule moves in a run: optimizer steps or epochs, every ``frequency`` of them.
 
     Not ``trainer.estimated_stepping_batches``: that sets up the training loader before a checkpoint's loader state is there, and
     a resumed run would then start its epoch anew.
@@ -42,12 +42,14 @@ def run_length(trainer: pl.Trainer) -> int:
     batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * (1.0 if limit is None else limit))
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     steps = [trainer.max_steps] if trainer.max_steps > 0 else []
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        steps.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        steps.append(per_epoch * trainer.max_epochs)
     if not steps:
         raise ConfigError("model.scheduler needs the length of the run: set trainer.max_epochs or its own total_steps")
-    return min(steps)
+    length = min(steps) if schedule.interval == "step" else math.ceil(min(steps) / max(1, per_epoch))
+    return max(1, math.ceil(length / schedule.frequency))
 
 
 class WarmupCosine(LRScheduler):
@@ -56,13 +58,14 @@ class WarmupCosine(LRScheduler):
     With n = round(warmup * total_steps), step k (from 0) runs at the share ``floor + (1 - floor) * f(k)``, where f(k) is
     (k + 1) / (n + 1) for k < n, 1 at k = n, then (1 + cos(pi * (k - n) / (total_steps - n))) / 2, and 0 from total_steps on.
     The lowest point thus lies just before the first and just after the last step: no step is spent at a share of 0.
-    (Cosine: Loshchilov and Hutter, ICLR 2017; warm-up: Goyal et al., 2017.) To be stepped once per optimizer step.
+    (Cosine: Loshchilov and Hutter, ICLR 2017; warm-up: Goyal et al., 2017.) A step is an optimizer step, or an epoch where the
+    schedule's interval is that.
 
     Args:
         optimizer: whose groups' learning rates are the peaks.
         warmup: share of the steps that warm up, in [0, 1).
         floor: share of the peak to start from and to end at, in [0, 1].
-        total_steps: optimizer steps of the run; None where the training fills it in.
+        total_steps: steps of the run; None where the training fills it in.
 
     Raises:
         ConfigError: an argument out of its range, or a step while ``total_steps`` is unknown.

@@ -284,3 +284,66 @@ def test_no_optimizer_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
         main(["fit", "--config", str(file), "--runs", str(tmp_path / "runs")])
     assert caught.value.code == 2
     assert "optimizer" in capsys.readouterr().err
+
+
+def test_the_best_is_the_lowest_where_low_is_good(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--checkpoint.monitor=val/loss", "--trainer.max_epochs=4", "--model.optimizer.init_args.lr=0.1")
+    losses = values(tmp_path / "tiny", "val/loss")
+    best = torch.load(tmp_path / "tiny/checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == losses.index(min(losses))
+    call("fit", tmp_path, "--checkpoint.monitor=val/mask/iou_dark", "--trainer.max_epochs=1")
+
+
+def test_a_schedule_by_epoch_reaches_its_end(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--model.scheduler.scheduler=WarmupCosine", "--model.scheduler.scheduler.init_args.warmup=0",
+         "--trainer.max_epochs=4")  # fmt: skip
+    rates = sorted(set(values(tmp_path / "tiny", "lr/heads")), reverse=True)
+    assert rates == pytest.approx([0.01 * (1 + np.cos(np.pi * epoch / 4)) / 2 for epoch in range(4)])
+
+
+def test_the_weightings_own_rate_holds_under_a_schedule(tmp_path: Path) -> None:
+    schedule = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": {"max_lr": 0.01, "total_steps": 12}}
+    call("fit", tmp_path, "--model.weighting=UW", "--model.weighting.lr=0.05", "--trainer.log_every_n_steps=1",
+         f"--model.scheduler.scheduler={json.dumps(schedule)}", "--model.scheduler.interval=step")  # fmt: skip
+    heads, weighting = values(tmp_path / "tiny", "lr/heads"), values(tmp_path / "tiny", "lr/weighting")
+    assert weighting == pytest.approx([5 * rate for rate in heads])
+
+
+def test_names_that_look_like_numbered_runs_are_told_apart(tmp_path: Path) -> None:
+    for name in ("net", "net-18"):
+        call("fit", tmp_path, f"--name={name}", "--trainer.max_epochs=1")
+    call("test", tmp_path, "--name=net")
+    assert "test" in json.loads((tmp_path / "net/summary.json").read_text())
+    assert "test" not in json.loads((tmp_path / "net-18/summary.json").read_text())
+
+
+def test_a_run_that_validates_nothing_has_its_summary_all_the_same(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--data.init_args.val_rows=0")
+    run = tmp_path / "tiny"
+    assert json.loads((run / "summary.json").read_text())["train"]["train/color/loss"] > 0
+    assert "train/color/loss" in (run / "summary.md").read_text()
+    assert (run / "curves.png").exists()
+
+
+def test_predictions_have_the_size_of_their_pictures(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--data.init_args.sizes=[9, 16]", "--trainer.max_epochs=1")
+    call("predict", tmp_path, "--data.init_args.sizes=[9, 16]")
+    heights = [np.load(path).shape[0] for path in sorted((tmp_path / "tiny/predictions/mask").iterdir())]
+    assert heights == [9 + row % 8 for row in range(21)]
+
+
+def test_names_that_are_formulas_to_matplotlib(tmp_path: Path) -> None:
+    call("fit", tmp_path, r"--model.tasks.color.init_args.classes=['$\\b$ x', 'a_{', '$$']", "--trainer.max_epochs=1")
+    assert (tmp_path / "tiny/color_confusion_val.png").exists()
+
+
+@pytest.mark.parametrize("hidden", ["0.9", "0.8"])
+def test_a_loss_scaler_and_steps_without_any_label(tmp_path: Path, hidden: str) -> None:
+    plugin = {
+        "class_path": "lightning.pytorch.plugins.MixedPrecision",
+        "init_args": {"precision": "16-mixed", "device": "cpu", "scaler": {"class_path": "torch.amp.GradScaler"}},
+    }
+    plugin["init_args"]["scaler"]["init_args"] = {"device": "cpu"}  # type: ignore[index]
+    call("fit", tmp_path, f"--trainer.plugins={json.dumps(plugin)}", "--data.init_args.batch_size=2",
+         f"--data.init_args.hidden={{color: {hidden}, level: {hidden}, mask: {hidden}}}", "--seed_everything=3")  # fmt: skip
+    assert len(values(tmp_path / "tiny", "val/score")) == 2

@@ -6,15 +6,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_lightning.architectures import HardSharing
 from mtl_lightning.batch import Batch, Collate
 from mtl_lightning.encoders import SmallCNN
+from mtl_lightning.errors import CheckpointError
 from mtl_lightning.main import main
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.optimization import parameter_groups
-from mtl_lightning.tasks import Classification, Regression, SemanticSegmentation
+from mtl_lightning.restore import check_state
+from mtl_lightning.tasks import Classification, Depth, Regression, SemanticSegmentation, SurfaceNormals
+from mtl_lightning.tasks.base import Task
 from mtl_lightning.weighting import UW, TaskInfo
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
@@ -132,3 +135,26 @@ def test_the_model_is_pure_torch_and_exportable() -> None:
     exported = torch.export.export(model, ({"image": image},)).module()
     for name, prediction in exported({"image": image}).items():
         assert torch.allclose(prediction, model({"image": image})[name], atol=1e-6)
+
+
+def test_a_checkpoint_with_another_kind_of_task_of_that_name() -> None:
+    def module(task: Task) -> Any:
+        holder: Any = nn.Module()
+        holder.tasks = nn.ModuleDict({"surface": task})
+        return holder
+
+    with pytest.raises(CheckpointError, match=r"'surface' of the checkpoint has labels of kind normals.*Depth of kind depth"):
+        check_state(module(Depth()), module(SurfaceNormals()).state_dict(), training=True)
+
+
+def test_padding_changes_no_prediction_of_stages_that_divide_evenly() -> None:
+    model, _ = network()
+    model.eval()
+    image = torch.rand(1, 3, 32, 32)
+    padded, padding = torch.zeros(1, 3, 40, 48), torch.ones(1, 40, 48, dtype=torch.bool)
+    padded[..., :32, :32], padding[:, :32, :32] = image, False
+    alone, together = model({"image": image}), model({"image": padded}, padding)
+    for name in ("color", "level"):
+        assert torch.allclose(together[name], alone[name], atol=1e-6), name
+    # Of dense predictions, what is further from the border than the head's own convolutions reach.
+    assert torch.allclose(together["mask"][..., :8, :8], alone["mask"][..., :8, :8], atol=1e-6)

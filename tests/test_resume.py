@@ -21,6 +21,19 @@ RANDOM = [
     "--trainer.max_epochs=3",
     "--checkpoint.every_n_steps=2",
 ]
+BY_EPOCH = [
+    "--model.scheduler.scheduler=torch.optim.lr_scheduler.StepLR",
+    "--model.scheduler.scheduler.init_args.step_size=1",
+    "--model.scheduler.scheduler.init_args.gamma=0.5",
+    "--model.scheduler.interval=epoch",
+]
+PLATEAU = [
+    "--model.scheduler.scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "--model.scheduler.scheduler.init_args.patience=0",
+    "--model.scheduler.scheduler.init_args.threshold=0.9",
+    "--model.scheduler.interval=epoch",
+    "--model.scheduler.monitor=val/loss",
+]
 
 
 def fit(runs: Path, *args: str) -> None:
@@ -58,6 +71,8 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.param([3, 7, 11], [], id="plain"),
         pytest.param([6, 12], ["--model.weighting=DWA", "--data.num_workers=1"], id="dwa, worker, at epoch ends"),
         pytest.param([1, 5], ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2"], id="uw, accumulation"),
+        pytest.param([6, 13], [*PLATEAU, "--trainer.max_epochs=4"], id="plateau, at and after epoch ends"),
+        pytest.param([6, 10], [*BY_EPOCH, "--trainer.max_epochs=4"], id="schedule by epoch, at and after epoch ends"),
         pytest.param([5, 9], ["--model.weighting=RLW", "--trainer.val_check_interval=2"], id="rlw, validation in mid-epoch"),
     ],
 )
@@ -110,3 +125,50 @@ def test_last_with_nothing_there_is_an_error(tmp_path: Path, capsys: pytest.Capt
     assert caught.value.code == 1
     assert "there is no run named 'tiny'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def values(folder: Path, name: str) -> list[tuple[int, float]]:
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    return [(int(step), float(value)) for step, _, key, value in rows if key == name]
+
+
+def resumed(runs: Path, *args: str) -> Path:
+    main(["fit", "--config", str(CONF), "--runs", str(runs), "--trainer.max_epochs=1"])
+    main(["fit", "--config", str(CONF), "--runs", str(runs), "--ckpt_path=last", "--trainer.max_epochs=3",
+          "--trainer.log_every_n_steps=1", *args])  # fmt: skip
+    return runs / "tiny"
+
+
+def test_changed_learning_rates_and_decay_are_used(tmp_path: Path) -> None:
+    folder = resumed(tmp_path, "--model.optimizer.init_args.lr=0.001", "--model.encoder_lr=0.1",
+                     "--model.optimizer.init_args.weight_decay=0.3")  # fmt: skip
+    assert {value for step, value in values(folder, "lr/heads") if step >= 6} == {0.001}
+    assert {value for step, value in values(folder, "lr/encoder") if step >= 6} == {0.0001}
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.3}
+
+
+def test_a_changed_learning_rate_is_used_under_a_schedule(tmp_path: Path) -> None:
+    fixed = ["--model.scheduler.scheduler=WarmupCosine", "--model.scheduler.scheduler.init_args.total_steps=18",
+             "--model.scheduler.interval=step", "--trainer.log_every_n_steps=1"]  # fmt: skip
+    main(["fit", "--config", str(CONF), "--runs", str(tmp_path / "one"), *fixed, "--trainer.max_epochs=3"])
+    main(["fit", "--config", str(CONF), "--runs", str(tmp_path / "two"), *fixed, "--trainer.max_epochs=1"])
+    main(["fit", "--config", str(CONF), "--runs", str(tmp_path / "two"), *fixed, "--trainer.max_epochs=3", "--ckpt_path=last",
+          "--model.optimizer.init_args.lr=0.001"])  # fmt: skip
+    one, two = (dict(values(tmp_path / name / "tiny", "lr/heads")) for name in ("one", "two"))
+    assert all(two[step] == pytest.approx(rate / (10 if step >= 6 else 1)) for step, rate in one.items())
+
+
+def test_changed_importance_and_exponent_are_used(tmp_path: Path) -> None:
+    folder = resumed(tmp_path / "fixed", "--model.weighting=Fixed", "--model.tasks.level.init_args.weight=98")
+    weights = [dict(values(folder, f"weight/{task}"))[17] for task in ("color", "level", "mask")]
+    assert weights == pytest.approx([0.01, 0.98, 0.01])
+
+
+def test_a_run_that_max_steps_ended_in_mid_epoch_goes_on_with_its_samples(tmp_path: Path) -> None:
+    args = ["--trainer.max_epochs=-1", "--model.scheduler=null", "--trainer.log_every_n_steps=1"]
+    fit(tmp_path / "whole", *args, "--trainer.max_steps=15")
+    for steps in (4, 9, 15):
+        resume = ["--ckpt_path=last"] if steps > 4 else []
+        fit(tmp_path / "cut", *args, f"--trainer.max_steps={steps}", *resume)
+    assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")

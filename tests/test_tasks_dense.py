@@ -13,6 +13,7 @@ from torch import Tensor
 from mtl_lightning.batch import IGNORE
 from mtl_lightning.errors import CheckpointError, ConfigError, DataError
 from mtl_lightning.features import Features, FeatureSpec
+from mtl_lightning.heads import FCN, Linear
 from mtl_lightning.metrics.normals import angle
 from mtl_lightning.tasks.base import MaskedLoss, Task
 from mtl_lightning.tasks.depth import Depth
@@ -218,13 +219,15 @@ def test_the_default_head_answers_at_the_size_of_the_input(task: Task) -> None:
 def test_another_head_is_injected() -> None:
     seen: list[tuple[list[FeatureSpec], int]] = []
 
-    def factory(specs: list[FeatureSpec], channels: int) -> str:
+    def factory(specs: list[FeatureSpec], channels: int) -> FCN:
         seen.append((specs, channels))
-        return "head"
+        return FCN(specs, channels)
 
     specs = [FeatureSpec(4)]
-    assert SurfaceNormals(head=factory).build_head(specs) == "head"  # type: ignore[arg-type, comparison-overlap]
+    assert isinstance(SurfaceNormals(head=factory).build_head(specs), FCN)  # type: ignore[arg-type]
     assert seen == [(specs, 3)]
+    with pytest.raises(ConfigError, match="Linear predicts for each image, but SurfaceNormals"):
+        SurfaceNormals(head=Linear).build_head(specs)
 
 
 def test_pictures_of_everything_that_can_be_known(task: Task) -> None:

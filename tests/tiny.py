@@ -68,10 +68,11 @@ class TinyDataModule(MultiTaskDataModule):
         hidden: dict[str, float] | None = None,
         hidden_eval: dict[str, float] | None = None,
         sizes: tuple[int, int] = (16, 16),
+        val_rows: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.rows, self.eval_rows = rows, eval_rows
+        self.rows, self.eval_rows, self.val_rows = rows, eval_rows, eval_rows if val_rows is None else val_rows
         self.hidden, self.hidden_eval, self.sizes = hidden or {}, hidden_eval or {}, sizes
 
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
@@ -80,7 +81,7 @@ class TinyDataModule(MultiTaskDataModule):
                 tasks[name].names = names
         sizes = {
             "train": (self.rows, 1, self.hidden),
-            "val": (self.eval_rows, 2, self.hidden_eval),
+            "val": (self.val_rows, 2, self.hidden_eval),
             "test": (self.eval_rows, 3, self.hidden_eval),
         }
         return {split: TinyDataset(split, *sizes[split], self.sizes, self.channels) for split in splits if sizes[split][0]}

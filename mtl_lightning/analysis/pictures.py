@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,6 +15,8 @@ from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.drawing import show_image
 
+plain = matplotlib.rc_context({"text.parse_math": False})
+"""Names are names: a ``$`` in one begins no formula."""
 TRAIN, VAL = "#9aa4b2", "#0969da"
 
 
@@ -23,6 +26,7 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
 
 
+@plain
 def curves(metrics: Path, tasks: Mapping[str, Task], path: Path) -> None:
     """Losses and first metric of each task over the steps.
 
@@ -83,10 +87,7 @@ class Row(NamedTuple):
 
 def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int) -> Row:
     """Cut one row out of a batch."""
-    height, width = batch.inputs["image"].shape[-2:]
-    if batch.padding is not None:
-        kept = ~batch.padding[row]
-        height, width = int(kept.any(1).sum()), int(kept.any(0).sum())
+    height, width = batch.extent(row)
 
     def cut(tensor: Tensor, dense: bool = True) -> Tensor:
         return (tensor[row, ..., :height, :width] if dense else tensor[row]).detach().cpu()
@@ -101,6 +102,7 @@ def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str
     )
 
 
+@plain
 def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
     """Predictions beside the truth; missing labels are shown as such.
 
@@ -127,6 +129,7 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
     save(figure, path)
 
 
+@plain
 def plot(draw: Callable[[Axes], None], path: Path) -> None:
     """One picture of a task's own."""
     figure = Figure(figsize=(5, 4), layout="constrained")

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.errors import CheckpointError
-from mtl_lightning.monitor import check_monitor
+from mtl_lightning.monitor import check_monitor, direction
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -107,9 +107,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save in mid-epoch, only between optimizer steps (accumulated gradients are in no checkpoint)."""
+        """Save in mid-epoch, only between optimizer steps (accumulated gradients are in no checkpoint), or where the run ends."""
+        if trainer.is_last_batch:
+            return
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.is_last_batch or not stepped or not self._due(trainer):
+        if not self._ends(trainer) and not (stepped and self._due(trainer)):
             return
         if validation_due(trainer, batch_idx):
             self._pending = True
@@ -117,13 +119,20 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what was due at the batch before the validation."""
-        if self._pending and not trainer.sanity_checking:
+        """Save what was due at the batch before the validation, or where the validation ends the run in mid-epoch."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self._pending or (self._ends(trainer) and not trainer.is_last_batch):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save after every epoch."""
-        self._save(trainer)
+        """Save after every whole epoch: here, the trainer's counters call one that was cut short a whole one, too."""
+        if trainer.is_last_batch:
+            self._save(trainer)
+
+    @staticmethod
+    def _ends(trainer: pl.Trainer) -> bool:
+        return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -132,11 +141,12 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         folder: where.
         monitor: a logged validation value.
-        mode: whether it is to be large or small.
+        mode: whether it is to be large or small; None knows it from the value.
     """
 
-    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
-        super().__init__(folder, filename="best", monitor=monitor, mode=mode, save_top_k=1, enable_version_counter=False)
+    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"] | None) -> None:
+        super().__init__(folder, filename="best", monitor=monitor, mode=mode or "max", save_top_k=1, enable_version_counter=False)
+        self._given = mode
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a monitor that will never be logged, before training."""
@@ -150,3 +160,8 @@ class BestCheckpoint(ModelCheckpoint):
             rank_zero_info("No main task has a validation label: there is no best.ckpt, only last.ckpt.")
             return
         check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
+        self.mode = direction("checkpoint.mode", self.monitor, self._given, pl_module)
+        self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):
+                check_monitor("trainer.callbacks EarlyStopping.monitor", callback.monitor, pl_module, counts)

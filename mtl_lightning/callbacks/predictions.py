@@ -49,7 +49,7 @@ class PredictionWriter(Callback):
         """Write a batch."""
         table = csv.writer(self._file)
         for position, name in enumerate(outputs["ids"]):
-            cells = [self._cell(task, values[position]) for task, values in outputs.items() if task != "ids"]
+            cells = [self._cell(task, values[position]) for task, values in outputs["predictions"].items()]
             table.writerow([name, *cells])
             self._row += 1
 

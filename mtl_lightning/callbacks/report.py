@@ -77,9 +77,19 @@ class Report(Callback):
         console = Console()
         console.print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
         console.print(caption(summary[split]), highlight=False)
-        self._pictures(split, module, tasks)
         _replace(file, json.dumps(summary, indent=2) + "\n")
+        self._pictures(split, module, tasks)
         _replace(self.folder / "summary.md", self._page(summary))
+
+    def without_validation(self, module: Any) -> None:
+        """The report of a run that validated nothing: the last training losses, and the curves."""
+        losses = {key: float(value) for key, value in module.trainer.callback_metrics.items() if key.startswith("train/")}
+        _replace(self.folder / "summary.json", json.dumps({"train": losses}, indent=2) + "\n")
+        if (self.folder / "metrics.csv").exists():
+            curves(self.folder / "metrics.csv", dict(module.tasks.items()), self.folder / "curves.png")
+        lines = ["Nothing was validated. The last epoch's training losses:", ""]
+        lines += [f"- {key}: {value:.4g}" for key, value in losses.items() if key.endswith("/loss")]
+        _replace(self.folder / "summary.md", "\n".join([f"# {self.folder.name}", "", *lines, "", "![curves](curves.png)", ""]))
 
     def _page(self, summary: dict[str, Summary]) -> str:
         parts = [f"# {self.folder.name}"]

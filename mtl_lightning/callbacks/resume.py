@@ -1,6 +1,7 @@
 """What a resumed run needs beside weights: random streams, the configuration it was trained with, the metrics so far."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,10 +25,12 @@ class Resume(Callback):
     Args:
         config: the resolved configuration as YAML.
         same_folder: the run goes on in its own folder.
+        started: called when a run goes on in its folder, once its checkpoint has turned out to fit.
     """
 
-    def __init__(self, config: str, same_folder: bool) -> None:
+    def __init__(self, config: str, same_folder: bool, started: Callable[[], None]) -> None:
         self.config = config
+        self.started = started
         self.same_folder = same_folder
         self._states: dict[str, Any] | None = None
 
@@ -55,6 +58,7 @@ class Resume(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the generators after everything else that draws from them."""
         if self.same_folder:
+            self.started()
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV):
                     logger.cut(trainer.global_step)
@@ -71,12 +75,12 @@ class Resume(Callback):
 
 
 def differences(old: str, new: str) -> list[str]:
-    """The values that differ between two configurations in YAML, a line each; paths and the run's name aside."""
+    """The values that differ between two configurations in YAML, a line each."""
     before, after = _flat(yaml.safe_load(old) or {}), _flat(yaml.safe_load(new) or {})
     return [
         f"  {key}: {before.get(key, MISSING)} -> {after.get(key, MISSING)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, MISSING) != after.get(key, MISSING) and key != "ckpt_path"
+        if before.get(key, MISSING) != after.get(key, MISSING)
     ]
 
 

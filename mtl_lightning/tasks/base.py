@@ -122,7 +122,14 @@ class Task(nn.Module):
 
     def build_head(self, specs: Sequence[FeatureSpec]) -> Head:
         """The configured head over a feature pyramid (finest first)."""
-        return self.head(specs, self.channels) if self.head is not None else self.default_head(specs)
+        head = self.head(specs, self.channels) if self.head is not None else self.default_head(specs)
+        if head.dense is not None and head.dense != self.target.dense:
+            wanted = "each pixel" if self.target.dense else "each image"
+            raise ConfigError(
+                f"model.tasks.{self.name}.init_args.head: {type(head).__name__} predicts for each "
+                f"{'pixel' if head.dense else 'image'}, but {type(self).__name__} has a label for {wanted}; choose another head"
+            )
+        return head
 
     @abstractmethod
     def learn(self, targets: Iterable[Tensor]) -> None:
@@ -179,6 +186,10 @@ class Task(nn.Module):
             target: as in a sample.
         """
 
+    def keys(self) -> list[str]:
+        """The names of all numbers that are logged of a split, the count aside."""
+        return ["loss", *self.measures]
+
     def plots(self, results: Mapping[str, Tensor]) -> Mapping[str, Callable[[Axes], None]]:
         """Extra pictures of a split's results, by name (a confusion matrix…)."""
         return {}
@@ -198,7 +209,7 @@ class Task(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Part of ``state_dict``."""
-        return self.facts()
+        return {"kind": self.kind} | self.facts()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Counterpart of :meth:`get_extra_state`."""

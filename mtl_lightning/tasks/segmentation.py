@@ -182,6 +182,10 @@ class SemanticSegmentation(Task):
         """``miou``, ``pixel_accuracy``, ``iou_<class>`` and ``count`` (of pixels)."""
         return MetricCollection({"scores": SegmentationScores(self.names), "count": Count()}, compute_groups=False)
 
+    def keys(self) -> list[str]:
+        """With the IoU of each class."""
+        return [*super().keys(), *map(iou_key, self.names)]
+
     def elements(self, prediction: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """Class indices [N] of the labelled pixels, predicted and true."""
         valid = self._valid(target, labelled)

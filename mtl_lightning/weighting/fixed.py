@@ -24,7 +24,8 @@ class Fixed(LossWeighting):
     def __init__(self, normalize: bool = True) -> None:
         super().__init__()
         self.normalize = normalize
-        self.register_buffer("share", torch.tensor(1.0))
+        # Not in checkpoints: it follows from the configuration, and a resumed run may have other weights.
+        self.register_buffer("share", torch.tensor(1.0), persistent=False)
 
     def setup(self, tasks: Sequence[TaskInfo]) -> None:
         """Sum the weights."""
@@ -79,7 +80,9 @@ class DataSize(LossWeighting):
             if task.labelled < 1:
                 raise ConfigError(f"model.weighting DataSize: task '{task.name}' has no labelled training row to count")
         sizes = torch.tensor([float(task.labelled) for task in tasks], dtype=torch.float64)
-        self.register_buffer("shares", torch.softmax(self.alpha * sizes.log(), 0).float())
+        shares = torch.softmax(self.alpha * sizes.log(), 0).float()
+        # Not in checkpoints: it follows from the configuration and the data.
+        self.register_buffer("shares", shares, persistent=False)
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """The shares of the present tasks."""
