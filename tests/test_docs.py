@@ -15,7 +15,7 @@ from mtl_lightning.main import main
 from tests.data.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = {
     "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
                             "--data.init_args.num_workers=0"],
@@ -45,7 +45,7 @@ def arguments(command: str) -> list[str]:
     assert words[:3] == ["python", "-m", "mtl_lightning"], command
     config = words[words.index("--config") + 1]
     place = words.index("--config") + 2
-    small = SMALL[config]
+    small = SMALL.get(config, ["--data.init_args.num_workers=0"])
     quick = QUICK if words[3] == "fit" else QUICK[1:]
     if "last" in words:
         quick = ["--trainer.max_epochs=2", QUICK[1]]
@@ -63,6 +63,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in PAGES:
         for block in blocks(page, "python"):
             (folder / re.match(r"# (\w+\.py)\n", block).group(1)).write_text(block, encoding="utf-8")  # type: ignore[union-attr]
+        for block in blocks(page, "yaml"):
+            if name := re.match(r"# (\w+\.yaml)\n", block):
+                (folder / name.group(1)).write_text(block, encoding="utf-8")
     return folder
 
 
@@ -73,7 +76,7 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
         if not any(part in command for part in SLOW):
             monkeypatch.delenv("MTL_LIGHTNING_RUN", raising=False)
             main(arguments(command))
-    for run in ("scenes", "pets", "scenes-uw", "depth-alone"):
+    for run in ("scenes", "pets", "scenes-uw", "depth-alone", "noise"):
         assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
     assert (place / "runs/scenes-2/predictions/predictions.csv").exists() or list(place.glob("runs/*/predictions"))
 
@@ -98,8 +101,11 @@ def test_the_python_example(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "{'kind': (4, 2), 'depth': (4, 1, 64, 48)}" in capsys.readouterr().out
 
 
-def test_yaml_of_the_docs_can_be_parsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_yaml_of_the_docs_can_be_parsed(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every key in the docs' YAML exists: the parser refuses others."""
+    monkeypatch.syspath_prepend(str(place))
     for number, page in enumerate(PAGES):
         for block in blocks(page, "yaml"):
             config = {"model": {"tasks": {"depth": {"class_path": "Depth"}}, "encoder": {"class_path": "SmallCNN"},
