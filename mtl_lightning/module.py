@@ -1,5 +1,6 @@
 """Ties model, tasks and weighting to Lightning. No mathematics of its own."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from mtl_lightning.batch import Batch
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
-from mtl_lightning.metrics.evaluation import Evaluation, LossMeter, StackedTerms, TaskResult, score, stack_terms
+from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
@@ -93,7 +94,7 @@ class MultiTaskModule(pl.LightningModule):
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts()["train"] if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
-        self.train_losses = LossMeter(tasks, persistent=True)
+        self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in SPLITS[1:]})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
@@ -125,18 +126,26 @@ class MultiTaskModule(pl.LightningModule):
         names = list(self.tasks)
         weights = self.weighting(values[present], present) if len(present) else values.new_zeros(0)
         # Absent tasks and resting parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
-        objective = sum((losses[name] for position, name in enumerate(names) if position not in present), values.new_zeros(()))
+        objective = values.new_zeros(())
+        for position in set(range(len(names))) - set(present.tolist()):
+            objective = objective + losses[names[position]]
         for parameter in self.weighting.parameters():
             objective = objective + parameter.sum() * 0
-        for position, weight in zip(present.tolist(), weights, strict=True):
-            objective = objective + weight * losses[names[position]]
+        shown = weights.tolist()
+        for index, position in enumerate(present.tolist()):
+            loss = losses[names[position]]
+            # One operation instead of three where the weight is a plain number: of a small network's step that is felt.
+            if weights.requires_grad:
+                objective = objective + weights[index] * loss
+            else:
+                objective = torch.add(objective, loss, alpha=shown[index])
         if len(present) and (penalty := self.weighting.penalty(present)) is not None:
             objective = objective + penalty
         assert self.model is not None
         for penalty in self.model.architecture.penalties().values():
             objective = objective + penalty
         self._present = set(present.tolist())
-        self._log_step(values, weights.detach(), present)
+        self._log_step(values, shown, present)
         return objective
 
     def _normalize(self, masked: Mapping[str, MaskedLoss], batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -152,32 +161,37 @@ class MultiTaskModule(pl.LightningModule):
             counted = reduce(torch.cat([terms.denominators, rows]), reduce_op="sum")
             terms = StackedTerms(reduce(terms.totals, reduce_op="sum"), counted[: -len(rows)], terms.coefficients)  # type: ignore[arg-type]
             rows = counted[-len(rows) :]
-        self.train_losses.update(terms, rows)
-        losses, present, index = {}, [], 0
-        values = torch.zeros(len(masked), device=terms.totals.device)
-        denominators = terms.denominators.tolist()
+        self.train_losses.add(terms, rows)
+        # One transfer from the device, and plain numbers from here on.
+        totals, denominators = torch.stack([terms.totals, terms.denominators]).tolist()
+        losses, values, present, index = {}, [], [], 0
         for position, (name, task) in enumerate(masked.items()):
             importance = float(self.tasks[name].weight)  # type: ignore[arg-type]
-            loss, seen = values.new_zeros(()), False
+            parts, value, seen = [], 0.0, False
             for term in task.values():
+                factor = 0.0
                 if denominators[index] > 0:
                     factor = importance * term.coefficient / denominators[index]
-                    loss, seen = loss + term.total * (world * factor), True
-                    values[position] += terms.totals[index] * factor
-                else:
-                    loss = loss + term.total * 0
+                    value, seen = value + totals[index] * factor, True
+                parts.append(term.total * (world * factor))
                 index += 1
-            losses[name] = loss
+            losses[name] = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+            values.append(value)
             if seen:
                 present.append(position)
-        if not bool(values.isfinite().all()):
-            bad = [name for name, value in zip(losses, values.tolist(), strict=True) if not abs(value) < float("inf")]
+        self._check_finite(dict(zip(losses, values, strict=True)), batch)
+        device, dtype = terms.totals.device, terms.totals.dtype
+        places = torch.tensor(present, dtype=torch.long, device=device)
+        return losses, torch.tensor(values, dtype=dtype, device=device), places
+
+    def _check_finite(self, values: Mapping[str, float], batch: Batch) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
             raise TrainingError(
                 f"the loss of task {', '.join(bad)} is not a finite number in step {self.global_step} of epoch "
                 f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
                 "trainer.gradient_clip_val, or look at the labels of these images"
             )
-        return losses, values, torch.tensor(present, dtype=torch.long, device=values.device)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Note the parameters that no present task uses, unless they have a gradient from the step's earlier micro-batches."""
@@ -198,7 +212,7 @@ class MultiTaskModule(pl.LightningModule):
         for parameter in self._resting:
             parameter.grad = None
 
-    def _log_step(self, values: Tensor, weights: Tensor, present: Tensor) -> None:
+    def _log_step(self, values: Tensor, weights: list[float], present: Tensor) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
@@ -206,7 +220,7 @@ class MultiTaskModule(pl.LightningModule):
         names = list(self.tasks)
         importance = [float(task.weight) for task in self.tasks.values()]  # type: ignore[arg-type]
         shown = dict.fromkeys(names, 0.0)
-        for position, weight in zip(present.tolist(), weights.tolist(), strict=True):
+        for position, weight in zip(present.tolist(), weights, strict=True):
             shown[names[position]] = weight * importance[position]
             self.latest[names[position]] = float(values[position]) / importance[position]
         record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}

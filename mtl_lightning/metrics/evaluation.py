@@ -17,8 +17,6 @@ class LossMeter(Metric):
 
     Args:
         tasks: the run's tasks, in order.
-        persistent: sums that are global already (the same on every rank) and belong in the checkpoint, so that an epoch's means
-            survive a resume in its middle.
     """
 
     full_state_update = False
@@ -26,30 +24,74 @@ class LossMeter(Metric):
     coefficients: Tensor
     rows: Tensor
 
-    def __init__(self, tasks: Mapping[str, Task], persistent: bool = False) -> None:
-        super().__init__(sync_on_compute=not persistent)
-        self.owner = [position for position, task in enumerate(tasks.values()) for _ in task.terms]
-        terms = len(self.owner)
-        self.add_state("sums", torch.zeros(2, terms, dtype=torch.float64), dist_reduce_fx="sum", persistent=persistent)
-        self.add_state("coefficients", torch.zeros(terms, dtype=torch.float64), dist_reduce_fx="max", persistent=persistent)
-        self.add_state("rows", torch.zeros(len(tasks), dtype=torch.float64), dist_reduce_fx="sum", persistent=persistent)
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.owner = _owners(tasks)
+        self.add_state("sums", torch.zeros(2, len(self.owner), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("coefficients", torch.zeros(len(self.owner), dtype=torch.float64), dist_reduce_fx="max")
+        self.add_state("rows", torch.zeros(len(tasks), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, terms: "StackedTerms", rows: Tensor) -> None:
         """Add a batch and its labelled rows [T]."""
-        self.sums += torch.stack([terms.totals.detach(), terms.denominators]).to(self.sums)
+        self.sums.add_(torch.stack([terms.totals, terms.denominators]))
         self.coefficients.copy_(torch.tensor(terms.coefficients))
-        self.rows += rows.to(self.rows)
+        self.rows.add_(rows)
 
     def compute(self) -> Tensor:
         """The mean losses and the labelled rows [2, T], rows 0 for a task without one labelled element."""
-        losses = self.sums.new_zeros(len(self.rows))
-        owner = torch.tensor(self.owner, device=losses.device)
-        totals, denominators = self.sums
-        means = torch.where(denominators > 0, totals / denominators.clamp_min(1e-300), 0.0) * self.coefficients
-        losses.index_add_(0, owner, means)
-        elements = torch.zeros_like(losses).index_add_(0, owner, denominators)
         # In one tensor: of two, torchmetrics would make scalars where there is one task.
-        return torch.stack([losses, torch.where(elements > 0, self.rows, 0)])
+        return torch.stack(_means(self.owner, self.sums, self.coefficients, self.rows))
+
+
+class EpochLosses(nn.Module):
+    """The same of an epoch's training steps, from sums that are the same on every rank.
+
+    It is part of the checkpoint, so that an epoch's means survive a resume in its middle, and no metric: what torchmetrics does
+    around an update costs more than the update.
+
+    Args:
+        tasks: the run's tasks, in order.
+    """
+
+    sums: Tensor
+    coefficients: Tensor
+    rows: Tensor
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        super().__init__()
+        self.owner = _owners(tasks)
+        self.register_buffer("sums", torch.zeros(2, len(self.owner), dtype=torch.float64))
+        self.register_buffer("coefficients", torch.zeros(len(self.owner), dtype=torch.float64))
+        self.register_buffer("rows", torch.zeros(len(tasks), dtype=torch.float64))
+
+    def add(self, terms: "StackedTerms", rows: Tensor) -> None:
+        """Add a step and its labelled rows [T]."""
+        self.sums.add_(torch.stack([terms.totals, terms.denominators]))
+        self.coefficients.copy_(torch.tensor(terms.coefficients))
+        self.rows.add_(rows)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """The mean losses [T] and the labelled rows [T], 0 for a task without one labelled element."""
+        return _means(self.owner, self.sums, self.coefficients, self.rows)
+
+    def reset(self) -> None:
+        """Start an epoch."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+
+def _owners(tasks: Mapping[str, Task]) -> list[int]:
+    """Each loss term's task, by position."""
+    return [position for position, task in enumerate(tasks.values()) for _ in task.terms]
+
+
+def _means(owner: list[int], sums: Tensor, coefficients: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    totals, denominators = sums
+    terms = torch.where(denominators > 0, totals / denominators.clamp_min(1e-300), 0.0) * coefficients
+    place = torch.tensor(owner, device=sums.device)
+    losses = sums.new_zeros(len(rows)).index_add_(0, place, terms)
+    elements = sums.new_zeros(len(rows)).index_add_(0, place, denominators)
+    return losses, torch.where(elements > 0, rows, 0)
 
 
 class StackedTerms(NamedTuple):
