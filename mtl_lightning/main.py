@@ -32,6 +32,7 @@ from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
+from mtl_lightning.storage import replace_text
 
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
@@ -158,7 +159,7 @@ class MTLCLI(LightningCLI):
         if file.exists() and file.read_text(encoding="utf-8") != dump:
             number = len(list(self.folder.glob("config.*.yaml"))) + 1
             os.replace(file, self.folder / f"config.{number}.yaml")
-        file.write_text(dump, encoding="utf-8")
+        replace_text(file, dump)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]
