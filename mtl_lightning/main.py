@@ -33,6 +33,7 @@ from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
 from mtl_lightning.storage import replace_text
+from mtl_lightning.trainer import MultiTaskTrainer
 
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
@@ -42,12 +43,17 @@ DEBUG = "MTL_LIGHTNING_DEBUG"
 
 
 class MTLCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` from one YAML."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ``check`` from one YAML."""
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
     folder: Path
     checkpoint: Path | None = None
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's and ours, with the arguments that are no options."""
+        return LightningCLI.subcommands() | {"check": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The entries beside model, data and trainer."""
@@ -82,6 +88,8 @@ class MTLCLI(LightningCLI):
 
     def _decide(self, root: Path, name: str, which: str | None) -> tuple[Path | None, Path]:
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.subcommand == "check":
+            return None, self._claim(root, f"{name}-check", first)
         fit = self.subcommand == "fit"
         if fit and not which:
             return None, self._claim(root, name, first)
@@ -113,6 +121,8 @@ class MTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
         config = self.config_init[self.subcommand]
+        if self.subcommand == "check":
+            return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
         resolved = self.config[self.subcommand].clone()
         resolved.ckpt_path = None  # so that config.yaml starts a run of its own
         dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
@@ -152,6 +162,17 @@ class MTLCLI(LightningCLI):
                 **kwargs,
             }
         )
+
+    def _nothing_saved(self) -> dict[str, Any]:
+        from mtl_lightning.analysis.check.step import StepProbe
+
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "fast_dev_run")
+        return {
+            "callbacks": [StepProbe()],
+            "default_root_dir": str(self.folder),
+            **{"devices": 1, "num_nodes": 1, "strategy": "auto", "num_sanity_val_steps": 0, "limit_val_batches": 0},
+            **dict.fromkeys(off, False),
+        }
 
     @rank_zero_only
     def _save_config(self, dump: str) -> None:
@@ -211,6 +232,7 @@ def main(args: ArgsType = None) -> None:
             MultiTaskDataModule,
             subclass_mode_data=True,
             save_config_callback=None,
+            trainer_class=MultiTaskTrainer,
             seed_everything_default=0,
             parser_class=TaskKeepingParser,
             auto_configure_optimizers=False,

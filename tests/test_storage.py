@@ -143,7 +143,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     try:
         path = disk / "last.ckpt"
         WholeCheckpointIO().save_checkpoint({"state_dict": torch.zeros(20_000)}, path)
-        with pytest.raises(CheckpointError, match="No space left on device.*MiB are free.*last.ckpt"):
+        with pytest.raises(CheckpointError, match=r"No space left on device.*MiB are free.*last\.ckpt"):
             WholeCheckpointIO().save_checkpoint({"state_dict": torch.zeros(60_000)}, path)
         assert torch.load(path, weights_only=True)["state_dict"].shape == (20_000,)
         assert [path.name for path in disk.iterdir()] == ["last.ckpt"]
