@@ -27,7 +27,9 @@ from mtl_lightning.callbacks.predictions import PredictionWriter
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
-from mtl_lightning.config import CheckpointOptions, TaskKeepingParser
+from mtl_lightning.callbacks.tracking import Tracking
+from mtl_lightning.callbacks.wandb_runs import connect, prepare
+from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
@@ -49,6 +51,8 @@ class MTLCLI(LightningCLI):
     """The folder made for this run, to be taken away again if it comes to nothing."""
     folder: Path
     checkpoint: Path | None = None
+    wandb: dict[str, str] | None = None
+    """What identifies the W&B run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -60,6 +64,7 @@ class MTLCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME, NAME-2, …")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
         parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions(), help="Checkpoint options.")
+        parser.add_argument("--tracking", type=TrackingOptions, default=TrackingOptions(), help="Tracking options.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without a warning when called from Python."""
@@ -82,6 +87,12 @@ class MTLCLI(LightningCLI):
             self.checkpoint, self.folder = self._decide(root, name, which)
             os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
         self.resumed = self.subcommand == "fit" and which == "last"
+        resolved = config.clone()
+        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
+        self.dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
+        self.loggers = _listed(config.trainer.logger)
+        if self.subcommand == "fit":
+            self.wandb = prepare(self.loggers, self.folder, self.checkpoint if self.resumed else None)
         if self.checkpoint is not None:
             load_checkpoint(self.checkpoint)
             rank_zero_info(f"Checkpoint {self.checkpoint}")
@@ -123,14 +134,13 @@ class MTLCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         if self.subcommand == "check":
             return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
-        resolved = self.config[self.subcommand].clone()
-        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
-        dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
+        dump = self.dump
         options: CheckpointOptions = config.checkpoint
         trainer = config.trainer
         fit = self.subcommand == "fit"
         label = self.checkpoint.name if self.checkpoint else "the untrained network"
         self.report = Report(self.folder, label)
+        self.tracking = Tracking(dump, self.folder, config.tracking, self.wandb)
         callbacks = [*_listed(trainer.callbacks), self.report]
         bar = trainer.enable_progress_bar is not False
         terminal = sys.stdout.isatty()
@@ -139,6 +149,7 @@ class MTLCLI(LightningCLI):
         if fit:
             folder = self.folder / CHECKPOINTS
             callbacks += [
+                self.tracking,
                 Resume(dump, self.resumed, lambda: self._save_config(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
@@ -187,7 +198,13 @@ class MTLCLI(LightningCLI):
         arguments.ckpt_path = str(self.checkpoint) if self.checkpoint else None
         arguments.weights_only = True
 
-    before_fit = before_validate = before_test = _use_checkpoint
+    before_validate = before_test = _use_checkpoint
+
+    def before_fit(self) -> None:
+        """As before the others; start the W&B run, or say that it cannot be reached."""
+        self._use_checkpoint()
+        if self.wandb is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            connect(self.trainer, self.loggers, self.folder, self.wandb)
 
     def before_predict(self) -> None:
         """As before the others; predictions go to files and are not kept."""
@@ -200,12 +217,15 @@ class MTLCLI(LightningCLI):
         best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.tracking.finish(self.trainer)
             return
         if len(self.datamodule.splits.get("val", ())) and self.trainer.limit_val_batches:
             self.report.checkpoint = best.name
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
         else:
             rank_zero_only(self.report.without_validation)(self.model)
+            self.tracking.send_report(self.trainer)
+        self.tracking.finish(self.trainer)
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
 
 

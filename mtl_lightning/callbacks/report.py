@@ -51,11 +51,8 @@ class Report(Callback):
     def _keep(self, module: Any, predictions: Any, batch: Any, batch_idx: int, batches: int) -> None:
         if batch_idx == 0:
             self._rows = []
-        for number in range(SHOWN):
-            place = (number + 0.5) * batches / SHOWN
-            if int(place) == batch_idx:
-                row = int((place - batch_idx) * len(batch))
-                self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
+        for row in spread(SHOWN, batches, batch_idx, len(batch)):
+            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -114,3 +111,16 @@ class Report(Callback):
                 plot(draw, self.folder / f"{name}_{picture}_{split}.png")
         if (self.folder / "metrics.csv").exists():
             curves(self.folder / "metrics.csv", tasks, self.folder / "curves.png")
+
+
+def spread(number: int, batches: int, batch_idx: int, rows: int) -> list[int]:
+    """Which rows of a batch to show, so that the shown ones come from all over the split.
+
+    Args:
+        number: of samples in all.
+        batches: of the split.
+        batch_idx: this batch.
+        rows: in this batch.
+    """
+    places = ((position + 0.5) * batches / number for position in range(number))
+    return [int((place - batch_idx) * rows) for place in places if int(place) == batch_idx]
