@@ -28,6 +28,19 @@ class CheckpointOptions:
     every_minutes: float | None = 15.0
 
 
+@dataclass
+class TrackingOptions:
+    """What a W&B logger gets beside numbers.
+
+    Attributes:
+        samples: validation samples whose predictions are sent as pictures, the same ones every time; 0 for none.
+        every_n_epochs: epochs between them; the first and the last epoch always send them.
+    """
+
+    samples: int = 4
+    every_n_epochs: int = 5
+
+
 class _KeepTasks(ActionConfigFile):
     """``--config``: a second file replaces a whole dict, so one that names fewer tasks would drop the others unnoticed."""
 

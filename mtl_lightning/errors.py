@@ -17,5 +17,9 @@ class CheckpointError(MTLError):
     """A checkpoint is missing, broken, or belongs to other tasks or shapes."""
 
 
+class StorageError(MTLError):
+    """A file of the run cannot be written: the disk is full, or the folder read-only."""
+
+
 class TrainingError(MTLError):
     """Training cannot go on (a loss that is not a number, for example)."""

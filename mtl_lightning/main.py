@@ -27,11 +27,15 @@ from mtl_lightning.callbacks.predictions import PredictionWriter
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
-from mtl_lightning.config import CheckpointOptions, TaskKeepingParser
+from mtl_lightning.callbacks.tracking import Tracking
+from mtl_lightning.callbacks.wandb_runs import connect, prepare
+from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
+from mtl_lightning.storage import replace_text
+from mtl_lightning.trainer import MultiTaskTrainer
 
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
@@ -41,18 +45,26 @@ DEBUG = "MTL_LIGHTNING_DEBUG"
 
 
 class MTLCLI(LightningCLI):
-    """``fit``, ``validate``, ``test`` and ``predict`` from one YAML."""
+    """``fit``, ``validate``, ``test``, ``predict`` and ``check`` from one YAML."""
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
     folder: Path
     checkpoint: Path | None = None
+    wandb: dict[str, str] | None = None
+    """What identifies the W&B run."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's and ours, with the arguments that are no options."""
+        return LightningCLI.subcommands() | {"check": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The entries beside model, data and trainer."""
         parser.add_argument("--name", type=str, default="run", help="Name of the run; its folder is RUNS/NAME, NAME-2, …")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
         parser.add_argument("--checkpoint", type=CheckpointOptions, default=CheckpointOptions(), help="Checkpoint options.")
+        parser.add_argument("--tracking", type=TrackingOptions, default=TrackingOptions(), help="Tracking options.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without a warning when called from Python."""
@@ -75,12 +87,20 @@ class MTLCLI(LightningCLI):
             self.checkpoint, self.folder = self._decide(root, name, which)
             os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
         self.resumed = self.subcommand == "fit" and which == "last"
+        resolved = config.clone()
+        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
+        self.dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
+        self.loggers = _listed(config.trainer.logger)
+        if self.subcommand == "fit":
+            self.wandb = prepare(self.loggers, self.folder, self.checkpoint if self.resumed else None)
         if self.checkpoint is not None:
             load_checkpoint(self.checkpoint)
             rank_zero_info(f"Checkpoint {self.checkpoint}")
 
     def _decide(self, root: Path, name: str, which: str | None) -> tuple[Path | None, Path]:
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.subcommand == "check":
+            return None, self._claim(root, f"{name}-check", first)
         fit = self.subcommand == "fit"
         if fit and not which:
             return None, self._claim(root, name, first)
@@ -112,14 +132,15 @@ class MTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
         config = self.config_init[self.subcommand]
-        resolved = self.config[self.subcommand].clone()
-        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
-        dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
+        if self.subcommand == "check":
+            return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
+        dump = self.dump
         options: CheckpointOptions = config.checkpoint
         trainer = config.trainer
         fit = self.subcommand == "fit"
         label = self.checkpoint.name if self.checkpoint else "the untrained network"
         self.report = Report(self.folder, label)
+        self.tracking = Tracking(dump, self.folder, config.tracking, self.wandb)
         callbacks = [*_listed(trainer.callbacks), self.report]
         bar = trainer.enable_progress_bar is not False
         terminal = sys.stdout.isatty()
@@ -128,6 +149,7 @@ class MTLCLI(LightningCLI):
         if fit:
             folder = self.folder / CHECKPOINTS
             callbacks += [
+                self.tracking,
                 Resume(dump, self.resumed, lambda: self._save_config(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
@@ -152,20 +174,37 @@ class MTLCLI(LightningCLI):
             }
         )
 
+    def _nothing_saved(self) -> dict[str, Any]:
+        from mtl_lightning.analysis.check.step import StepProbe
+
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "fast_dev_run")
+        return {
+            "callbacks": [StepProbe()],
+            "default_root_dir": str(self.folder),
+            **{"devices": 1, "num_nodes": 1, "strategy": "auto", "num_sanity_val_steps": 0, "limit_val_batches": 0},
+            **dict.fromkeys(off, False),
+        }
+
     @rank_zero_only
     def _save_config(self, dump: str) -> None:
         file = self.folder / "config.yaml"
         if file.exists() and file.read_text(encoding="utf-8") != dump:
             number = len(list(self.folder.glob("config.*.yaml"))) + 1
             os.replace(file, self.folder / f"config.{number}.yaml")
-        file.write_text(dump, encoding="utf-8")
+        replace_text(file, dump)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]
         arguments.ckpt_path = str(self.checkpoint) if self.checkpoint else None
         arguments.weights_only = True
 
-    before_fit = before_validate = before_test = _use_checkpoint
+    before_validate = before_test = _use_checkpoint
+
+    def before_fit(self) -> None:
+        """As before the others; start the W&B run, or say that it cannot be reached."""
+        self._use_checkpoint()
+        if self.wandb is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            connect(self.trainer, self.loggers, self.folder, self.wandb)
 
     def before_predict(self) -> None:
         """As before the others; predictions go to files and are not kept."""
@@ -178,12 +217,15 @@ class MTLCLI(LightningCLI):
         best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.tracking.finish(self.trainer)
             return
         if len(self.datamodule.splits.get("val", ())) and self.trainer.limit_val_batches:
             self.report.checkpoint = best.name
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=str(best), verbose=False, weights_only=True)
         else:
             rank_zero_only(self.report.without_validation)(self.model)
+            self.tracking.send_report(self.trainer)
+        self.tracking.finish(self.trainer)
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
 
 
@@ -210,6 +252,7 @@ def main(args: ArgsType = None) -> None:
             MultiTaskDataModule,
             subclass_mode_data=True,
             save_config_callback=None,
+            trainer_class=MultiTaskTrainer,
             seed_everything_default=0,
             parser_class=TaskKeepingParser,
             auto_configure_optimizers=False,

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.errors import CheckpointError
 from mtl_lightning.monitor import check_monitor, direction
+from mtl_lightning.storage import replacing
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -25,15 +26,22 @@ class WholeCheckpointIO(TorchCheckpointIO):
             checkpoint: what to save.
             path: the target.
             storage_options: not used.
+
+        Raises:
+            CheckpointError: it cannot be written; what was saved before is untouched.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        with temporary.open("wb") as file:
+        with replacing(target, _then(target.parent), CheckpointError) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+
+
+def _then(folder: Path) -> str:
+    left = sorted(file.name for file in folder.glob("*.ckpt")) if folder.is_dir() else []
+    if not left:
+        return "no checkpoint was saved yet: make room or set runs to another folder, and run again"
+    return f"as saved before: {', '.join(left)}; make room or permit writing, then go on with --ckpt_path last"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 import csv
 import math
-import os
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mtl_lightning.errors import StorageError
+from mtl_lightning.storage import replacing, writing
+
 FIELDS = ("step", "epoch", "name", "value")
+THEN = "checkpoints saved so far are whole: make room or permit writing, then go on with --ckpt_path last"
 
 
 class MetricsCSV(Logger):
@@ -59,17 +63,32 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append numbers."""
+        """Append numbers; raises :class:`~mtl_lightning.errors.StorageError` where they cannot be written."""
+        epoch = int(metrics.get("epoch", 0))
+        rows = [(step, epoch, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"]
+        try:
+            with writing(self.path, THEN):
+                file = self._opened()
+                csv.writer(file).writerows(rows)
+                file.flush()
+        except StorageError:
+            self._drop()
+            raise
+
+    def _opened(self) -> TextIO:
         if self._file is None or self._file.closed:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = not self.path.exists()
             self._file = self.path.open("a", newline="", encoding="utf-8")
             if fresh:
                 csv.writer(self._file).writerow(FIELDS)
-        epoch = int(metrics.get("epoch", 0))
-        rows = [(step, epoch, name, repr(float(value))) for name, value in metrics.items() if name != "epoch"]
-        csv.writer(self._file).writerows(rows)
-        self._file.flush()
+        return self._file
+
+    def _drop(self) -> None:
+        # Closing flushes once more, what could not be written a moment ago.
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
     @rank_zero_only
     def cut(self, step: int) -> None:
@@ -80,16 +99,13 @@ class MetricsCSV(Logger):
             self._file.close()
         with self.path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(FIELDS) and _number(row[0]) < step and _whole(row[3])]
-        new = self.path.with_suffix(".tmp")
-        with new.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path, THEN) as new, new.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([FIELDS, *rows])
-        os.replace(new, self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._drop()
 
 
 def _number(text: str) -> float:

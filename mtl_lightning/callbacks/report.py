@@ -1,7 +1,6 @@
 """What a run leaves behind: a table in the terminal, summary.json, summary.md and pictures in the run folder."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from rich.console import Console
 
 from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
 from mtl_lightning.analysis.tables import Summary, caption, markdown_table, rich_table, summarize
+from mtl_lightning.storage import replace_text, writing
 from mtl_lightning.tasks.base import Task
 
 TITLES = {"val": "validation", "test": "test"}
+THEN = "the checkpoints are whole: make room or permit writing, then run validate or test"
 SHOWN = 6
 """Samples in the picture of predictions, spread over the split."""
 
@@ -50,11 +51,8 @@ class Report(Callback):
     def _keep(self, module: Any, predictions: Any, batch: Any, batch_idx: int, batches: int) -> None:
         if batch_idx == 0:
             self._rows = []
-        for number in range(SHOWN):
-            place = (number + 0.5) * batches / SHOWN
-            if int(place) == batch_idx:
-                row = int((place - batch_idx) * len(batch))
-                self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
+        for row in spread(SHOWN, batches, batch_idx, len(batch)):
+            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,7 +66,11 @@ class Report(Callback):
         self.write("test", pl_module)
 
     def write(self, split: str, module: Any) -> None:
-        """Everything about one split."""
+        """Everything about one split; raises :class:`~mtl_lightning.errors.StorageError` where it cannot be written."""
+        with writing(self.folder, THEN):
+            self._write(split, module)
+
+    def _write(self, split: str, module: Any) -> None:
         results, tasks = module.results[split], dict(module.tasks.items())
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "summary.json"
@@ -77,19 +79,21 @@ class Report(Callback):
         console = Console()
         console.print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
         console.print(caption(summary[split]), highlight=False)
-        _replace(file, json.dumps(summary, indent=2) + "\n")
+        replace_text(file, json.dumps(summary, indent=2) + "\n", THEN)
         self._pictures(split, module, tasks)
-        _replace(self.folder / "summary.md", self._page(summary))
+        replace_text(self.folder / "summary.md", self._page(summary), THEN)
 
     def without_validation(self, module: Any) -> None:
         """The report of a run that validated nothing: the last training losses, and the curves."""
         losses = {key: float(value) for key, value in module.trainer.callback_metrics.items() if key.startswith("train/")}
-        _replace(self.folder / "summary.json", json.dumps({"train": losses}, indent=2) + "\n")
+        replace_text(self.folder / "summary.json", json.dumps({"train": losses}, indent=2) + "\n")
         if (self.folder / "metrics.csv").exists():
             curves(self.folder / "metrics.csv", dict(module.tasks.items()), self.folder / "curves.png")
         lines = ["Nothing was validated. The last epoch's training losses:", ""]
         lines += [f"- {key}: {value:.4g}" for key, value in losses.items() if key.endswith("/loss")]
-        _replace(self.folder / "summary.md", "\n".join([f"# {self.folder.name}", "", *lines, "", "![curves](curves.png)", ""]))
+        replace_text(
+            self.folder / "summary.md", "\n".join([f"# {self.folder.name}", "", *lines, "", "![curves](curves.png)", ""])
+        )
 
     def _page(self, summary: dict[str, Summary]) -> str:
         parts = [f"# {self.folder.name}"]
@@ -109,7 +113,14 @@ class Report(Callback):
             curves(self.folder / "metrics.csv", tasks, self.folder / "curves.png")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def spread(number: int, batches: int, batch_idx: int, rows: int) -> list[int]:
+    """Which rows of a batch to show, so that the shown ones come from all over the split.
+
+    Args:
+        number: of samples in all.
+        batches: of the split.
+        batch_idx: this batch.
+        rows: in this batch.
+    """
+    places = ((position + 0.5) * batches / number for position in range(number))
+    return [int((place - batch_idx) * rows) for place in places if int(place) == batch_idx]

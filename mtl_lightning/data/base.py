@@ -43,6 +43,9 @@ class MultiTaskDataModule(pl.LightningDataModule):
             BatchNorm cannot take a variance.
     """
 
+    on_error: str = "raise"
+    """Whether bad rows stop a run (``raise``) or are left out (``skip``)."""
+
     def __init__(
         self,
         batch_size: int = 32,
@@ -82,6 +85,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
         Sets ``task.names`` where it is None. Raises :class:`DataError` for labels that are wrong.
         """
 
+    def examined(self, tasks: Mapping[str, Task]) -> dict[str, LabelledDataset]:
+        """All splits there are for ``check``, whose rows tell what is wrong with them (:meth:`LabelledDataset.examine`).
+
+        A data module that raises for bad rows in :meth:`datasets` keeps them here instead.
+        """
+        return self.datasets(tasks, ("train", "val", "test"))
+
     def setup(self, stage: str) -> None:
         """Build the splits, print the label table and let each task learn from the training labels."""
         if self.tasks is None:
@@ -92,13 +102,21 @@ class MultiTaskDataModule(pl.LightningDataModule):
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
             return
-        first = "train" in wanted
-        self.splits.update(self.datasets(self.tasks, wanted))
+        found = self.datasets(self.tasks, wanted)
         for split in wanted:
-            if (split != "val" or stage == "validate") and len(self.splits.get(split, ())) == 0:
+            if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
                 raise DataError(f"the {split} split is empty; look at the data module's split settings")
+        self.adopt(found)
+
+    def adopt(self, splits: Mapping[str, LabelledDataset]) -> None:
+        """Take splits over, print the label table, and let each task learn if the training split is among them.
+
+        Raises:
+            DataError: a task has no label in the training split.
+        """
+        self.splits.update(splits)
         self._show_table()
-        if first:
+        if "train" in splits:
             self._learn()
 
     def check_names(self, key: str, names: Iterable[str]) -> None:

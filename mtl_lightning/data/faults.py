@@ -16,10 +16,12 @@ class Faults:
     Args:
         places: where the rows came from.
         rows: how many there are.
+        every: keep all faults in words, not the first few alone.
     """
 
-    def __init__(self, places: Places, rows: int) -> None:
+    def __init__(self, places: Places, rows: int, every: bool = False) -> None:
         self.places = places
+        self.every = every
         self.bad = np.zeros(rows, dtype=bool)
         self._lines: list[tuple[int, str]] = []
 
@@ -27,13 +29,20 @@ class Faults:
         """Note one fault."""
         self.bad[row] = True
         self._lines.append((row, problem))
-        if len(self._lines) > 100 * SHOWN:
+        if len(self._lines) > 100 * SHOWN and not self.every:
             self._lines = sorted(self._lines)[: 10 * SHOWN]
 
     def add_all(self, rows: Sequence[int] | np.ndarray, problem: Callable[[int], str]) -> None:
         """Note the same kind of fault for many rows; ``problem`` words it for a row."""
         self.bad[rows] = True
-        self._lines += [(int(row), problem(int(row))) for row in rows[: 10 * SHOWN]]
+        self._lines += [(int(row), problem(int(row))) for row in rows[: None if self.every else 10 * SHOWN]]
+
+    def by_row(self) -> dict[int, list[str]]:
+        """The faults in words, by row."""
+        found: dict[int, list[str]] = {}
+        for row, problem in self._lines:
+            found.setdefault(row, []).append(problem)
+        return found
 
     def report(self, among: np.ndarray | None = None, shown: int | None = SHOWN) -> str:
         """The number of rows with a fault and the first of them, a line each.

@@ -74,6 +74,12 @@ def image_size(root: str, text: str) -> tuple[int, int]:
         return (width, height) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
 
 
+def image_mode(root: str, text: str) -> str:
+    """How the pixels of a picture are stored, in Pillow's words (``RGB``, ``L``, ``P``…), from its header."""
+    with _naming(text), Image.open(resolve(root, text)) as image:
+        return str(image.mode)
+
+
 def read_image(root: str, text: str, channels: int) -> tv_tensors.Image:
     """Read a picture of any size and mode.
 

@@ -15,9 +15,9 @@ from torchvision import tv_tensors
 
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.columns import Column, read_labels, resolve_column
-from mtl_lightning.data.dataset import LabelledDataset
+from mtl_lightning.data.dataset import Examined, LabelledDataset
 from mtl_lightning.data.faults import Faults
-from mtl_lightning.data.files import image_size, read_image
+from mtl_lightning.data.files import image_mode, image_size, read_image
 from mtl_lightning.data.labels import Labels, Size
 from mtl_lightning.data.splits import SPLITS, Split, assign
 from mtl_lightning.data.table import Places, Table, Texts, join_tables, read_table
@@ -43,6 +43,8 @@ class ManifestDataset(LabelledDataset):
         channels: 1 or 3.
         black: where given, a row with a bad file becomes a black picture without labels, of this size if the picture's own
             is not known; where None, it raises :class:`DataError`.
+        noted: what is known to be wrong with rows of the manifest, for :meth:`examine`.
+        stopping: which rows of the manifest stop a run even where bad rows are skipped, for :meth:`examine`.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class ManifestDataset(LabelledDataset):
         root: str,
         channels: int,
         black: Size | None = None,
+        noted: Mapping[int, list[str]] | None = None,
+        stopping: np.ndarray | None = None,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -64,6 +68,8 @@ class ManifestDataset(LabelledDataset):
         self.root = root
         self.channels = channels
         self.black = black
+        self.noted = noted or {}
+        self.stopping = stopping
         self._told: set[int] = set()
 
     def labelled(self, task: str) -> np.ndarray:
@@ -105,19 +111,28 @@ class ManifestDataset(LabelledDataset):
 
     def faults(self, index: int, tasks: Mapping[str, Task]) -> list[str]:
         """All that is wrong with a row's files and with the labels in them, by decoding them."""
+        return self.examine(index, tasks).problems
+
+    def examine(self, index: int, tasks: Mapping[str, Task]) -> Examined:
+        """Decode all files of a row and check its labels, whatever was wrong before."""
+        row = int(self.rows[index])
+        found = Examined(problems=list(self.noted.get(row, ())), stops=self.stopping is not None and bool(self.stopping[row]))
+        if not self.ids[index]:
+            return found
         try:
-            sample = self._image(index)
+            found.size = self._image(index)["size"]
+            found.mode = image_mode(self.root, self.ids[index])
         except DataError as error:
-            return [str(error).removeprefix(f"{self.where(index)}: ")]
-        faults = []
+            found.problems.append(str(error).removeprefix(f"{self.where(index)}: "))
         for task, labels in self.labels.items():
-            if labels.labelled[self.rows[index]]:
-                try:
-                    label = self._label(index, task, labels, sample["size"])
-                    tasks[task].check(labels.finished(label), self.where(index))
-                except DataError as error:
-                    faults.append(f"{self.ids[index]}{str(error).removeprefix(self.where(index))}")
-        return faults
+            if not labels.labelled[row] or (labels.needs_size and found.size is None):
+                continue
+            try:
+                found.targets[task] = labels.finished(self._label(index, task, labels, found.size))
+                tasks[task].check(found.targets[task], self.where(index))
+            except DataError as error:
+                found.problems.append(f"{self.ids[index]}{str(error).removeprefix(self.where(index))}")
+        return found
 
     def _image(self, index: int) -> dict[str, Any]:
         try:
@@ -126,7 +141,7 @@ class ManifestDataset(LabelledDataset):
             raise DataError(f"{self.where(index)}: {error}") from error
         return {"id": self.ids[index], "image": image, "size": tuple(image.shape[-2:])}
 
-    def _label(self, index: int, task: str, labels: Labels, size: Size) -> Tensor:
+    def _label(self, index: int, task: str, labels: Labels, size: Size | None) -> Tensor:
         try:
             return labels.stored(int(self.rows[index]), size)
         except DataError as error:
@@ -201,12 +216,8 @@ class ManifestDataModule(MultiTaskDataModule):
         check_repeats(images, codes, SPLITS, self.duplicates == "allow", repeats)
         if repeats.bad.any():
             raise DataError(f"pictures that are there more than once, {repeats.report()}")
-        faults, labels = Faults(places, len(table)), {}
-        faults.add_all(np.flatnonzero(~images.filled), lambda _: f"column '{self.image}': there is no picture")
-        for name, task in tasks.items():
-            task.name = name
-            column = resolve_column(task, self.columns.get(name), table)
-            labels[name] = read_labels(task, column, table, self.root, codes == 0, faults)
+        faults = Faults(places, len(table))
+        labels = self._labels(tasks, table, codes, images, faults)
         check_presence(self.root, f"column '{self.image}'", images, faults)
         for name, task_labels in labels.items():
             if task_labels.texts is not None:
@@ -225,6 +236,31 @@ class ManifestDataModule(MultiTaskDataModule):
             for split in splits
             if (codes == SPLITS.index(split)).any()
         }
+
+    def examined(self, tasks: Mapping[str, Task]) -> dict[str, LabelledDataset]:
+        """All rows, the bad ones too; those whose split has none of the three names are a split of their own."""
+        self.check_names("data.init_args.columns", self.columns)
+        table = self._read()
+        faults = Faults(table.places, len(table), every=True)
+        codes, images = assign(self.split, table, self.image, faults), table.texts(self.image)
+        names = (*SPLITS, "no split")
+        check_repeats(images, codes, names, self.duplicates == "allow", faults)
+        stopping = faults.bad.copy()
+        labels = self._labels(tasks, table, codes, images, faults)
+        parts = {name: np.flatnonzero(codes == code) for name, code in zip(names, (0, 1, 2, -1), strict=True)}
+        rest = (images, labels, table.places, self.root, self.channels, self._black(), faults.by_row(), stopping)
+        return {name: ManifestDataset(name, rows, *rest) for name, rows in parts.items() if len(rows)}
+
+    def _labels(
+        self, tasks: Mapping[str, Task], table: Table, codes: np.ndarray, images: Texts, faults: Faults
+    ) -> dict[str, Labels]:
+        faults.add_all(np.flatnonzero(~images.filled), lambda _: f"column '{self.image}': there is no picture")
+        labels = {}
+        for name, task in tasks.items():
+            task.name = name
+            column = resolve_column(task, self.columns.get(name), table)
+            labels[name] = read_labels(task, column, table, self.root, codes == 0, faults)
+        return labels
 
     def _read(self) -> Table:
         tables = [read_table(Path(self.root) / name, name) for name in self.manifests]

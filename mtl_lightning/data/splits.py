@@ -71,16 +71,17 @@ class Split:
             raise ConfigError(f"{KEY}: train, val, test are called {self.train}, {self.val}, {self.test}; give each its own name")
 
 
-def assign(split: Split, table: Table, image: str) -> np.ndarray:
+def assign(split: Split, table: Table, image: str, faults: Faults | None = None) -> np.ndarray:
     """The split of every row.
 
     Args:
         split: the settings.
         table: the manifest; of several files, one for each entry of ``split.files`` in that order.
         image: the picture's column.
+        faults: takes the rows whose split has none of the three names; None raises instead.
 
     Returns:
-        [N], 0 train, 1 val, 2 test.
+        [N], 0 train, 1 val, 2 test, -1 none of them.
 
     Raises:
         ConfigError: the settings do not fit the manifest.
@@ -93,7 +94,7 @@ def assign(split: Split, table: Table, image: str) -> np.ndarray:
         shares = {SPLITS.index(name): share for name, share in split.fractions.items() if share > 0}
         codes = _draw(split, table, image, np.arange(len(table)), shares)
     else:
-        codes = _read(split, table)
+        codes = _read(split, table, faults)
     if split.val_fraction is not None:
         if (codes == 1).any():
             raise ConfigError(f"{KEY}.val_fraction is given, but {table.places.name} has validation rows; leave one of them out")
@@ -107,7 +108,7 @@ def assign(split: Split, table: Table, image: str) -> np.ndarray:
     return codes
 
 
-def _read(split: Split, table: Table) -> np.ndarray:
+def _read(split: Split, table: Table, collected: Faults | None) -> np.ndarray:
     column = split.column
     if column is None:
         if "split" not in table.columns:
@@ -120,8 +121,9 @@ def _read(split: Split, table: Table) -> np.ndarray:
     assigned: np.ndarray = index[codes]
     wrong = np.flatnonzero(assigned < 0)
     if len(wrong):
-        faults = Faults(table.places, len(table))
+        faults = Faults(table.places, len(table)) if collected is None else collected
         faults.add_all(wrong, lambda row: f"column '{column}': '{table.cell(column, row)}' is none of {', '.join(names)}")
+    if len(wrong) and collected is None:
         raise DataError(f"{faults.report()}\nSet {KEY}.train, val and test to the names in use, or mend the rows")
     return assigned
 
