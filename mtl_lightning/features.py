@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -61,5 +62,14 @@ def pool(features: Features, size: int = 1) -> Tensor:
     """
     if features.valid is None:
         return F.adaptive_avg_pool2d(features.tensor, size).flatten(1)
-    weighted = F.adaptive_avg_pool2d(features.tensor * features.valid, size)
-    return (weighted / F.adaptive_avg_pool2d(features.valid, size).clamp_min(1e-6)).flatten(1)
+    valid, weighted = features.valid, features.tensor * features.valid
+    if size == 1:
+        return (weighted.sum((2, 3)) / valid.sum((2, 3)).clamp_min(1e-6)).flatten(1)
+    # The regions are those of each picture, which lies at the top left: what a region sees depends on no other picture.
+    heights, widths = (valid > 0).any(3).sum(2).flatten().tolist(), (valid > 0).any(2).sum(2).flatten().tolist()
+    rows = []
+    for row, (height, width) in enumerate(zip(heights, widths, strict=True)):
+        part = (slice(row, row + 1), slice(None), slice(max(1, height)), slice(max(1, width)))
+        shares = F.adaptive_avg_pool2d(valid[part], size)
+        rows.append(F.adaptive_avg_pool2d(weighted[part], size) / shares.clamp_min(1e-6))
+    return torch.cat(rows).flatten(1)

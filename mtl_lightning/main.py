@@ -137,6 +137,11 @@ class MTLCLI(LightningCLI):
         dump = self.dump
         options: CheckpointOptions = config.checkpoint
         trainer = config.trainer
+        if trainer.overfit_batches:
+            raise ConfigError(
+                "trainer.overfit_batches is not supported: it would replace the loader that shuffles and resumes; set "
+                "trainer.limit_train_batches and trainer.limit_val_batches to a few batches"
+            )
         fit = self.subcommand == "fit"
         label = self.checkpoint.name if self.checkpoint else "the untrained network"
         self.report = Report(self.folder, label)
@@ -216,6 +221,9 @@ class MTLCLI(LightningCLI):
         folder = self.folder / CHECKPOINTS
         best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
+        if self.trainer.fast_dev_run and not self.resumed:  # type: ignore[attr-defined]
+            # It leaves nothing behind, and must not be the latest run.
+            rank_zero_only(discard)(self.folder)
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tracking.finish(self.trainer)
             return

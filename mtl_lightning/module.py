@@ -79,6 +79,7 @@ class MultiTaskModule(pl.LightningModule):
         self._present: set[int] = set()
         self._configured: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None
+        self._unread: dict[str, float] = {}
         self._resting: list[nn.Parameter] = []
         self._logged = -1
 
@@ -239,6 +240,7 @@ class MultiTaskModule(pl.LightningModule):
         """Log an epoch's values, and let schedules and checkpoints monitor them."""
         if self.trainer.state.fn == "fit":
             self._send(record, max(0, self.global_step - 1))
+        self._unread.update(record)
         for key, value in record.items():
             self.log(key, value, logger=False, prog_bar=key == "val/score")
 
@@ -257,9 +259,11 @@ class MultiTaskModule(pl.LightningModule):
 
     def _step_plateau(self) -> None:
         # Here, because Lightning does it only after the epoch's checkpoint, and not at all for a run that goes on from there.
+        # A value counts once: where nothing was validated since the last step there is nothing to look at.
         for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.interval == "epoch" and (self.current_epoch + 1) % config.frequency == 0:
-                config.scheduler.step(self.trainer.callback_metrics[str(config.monitor)])  # type: ignore[arg-type]
+            due = config.reduce_on_plateau and config.interval == "epoch" and (self.current_epoch + 1) % config.frequency == 0
+            if due and (value := self._unread.pop(str(config.monitor), None)) is not None:
+                config.scheduler.step(value)  # type: ignore[arg-type]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Lightning's step of a schedule; a plateau's has been done by then."""
@@ -320,23 +324,36 @@ class MultiTaskModule(pl.LightningModule):
         training = self.trainer.state.fn == "fit"
         check_state(self, checkpoint["state_dict"], training)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
+        self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured."""
+        """Add how optimizer and schedule were configured, and the values that a plateau's schedule has not looked at yet."""
         checkpoint["mtl_hyperparameters"] = self._configured
+        checkpoint["mtl_unread"] = dict(self._unread)
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""
         if self._checkpoint is not None:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             optimizer = self.trainer.optimizers[0]
-            apply_changes(self._checkpoint, self._configured, optimizer, schedulers[0] if schedulers else None)
+            apply_changes(self._checkpoint, self._configured, optimizer, schedulers[0] if schedulers else None, self._twin)
             self._checkpoint = None
 
     def configure_optimizers(self) -> Any:
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
         assert self.model is not None
+        optimizer, scheduler, settings = self._build_optimizer(parameter_groups(self.model, self.weighting))
+        self._configured = snapshot(optimizer, scheduler)
+        if self._checkpoint is not None:
+            check_classes(self._checkpoint, self._configured)
+        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler} | settings}
+
+    def _twin(self) -> tuple[Optimizer, Any]:
+        assert self.model is not None
         groups = parameter_groups(self.model, self.weighting)
+        return self._build_optimizer([group | {"params": [nn.Parameter(torch.zeros(1))]} for group in groups])[:2]
+
+    def _build_optimizer(self, groups: list[dict[str, Any]]) -> tuple[Optimizer, Any, dict[str, Any]]:
         try:
             optimizer = self._optimizer(groups)
         except (ValueError, TypeError) as error:
@@ -351,10 +368,7 @@ class MultiTaskModule(pl.LightningModule):
         scheduler, settings = self._build_scheduler(optimizer)
         if scheduler is not None:
             scale_scheduled(optimizer, multipliers)
-        self._configured = snapshot(optimizer, scheduler)
-        if self._checkpoint is not None:
-            check_classes(self._checkpoint, self._configured)
-        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler} | settings}
+        return optimizer, scheduler, settings
 
     def _build_scheduler(self, optimizer: Optimizer) -> tuple[Any, dict[str, Any]]:
         if self._scheduler is None:
@@ -372,7 +386,7 @@ class MultiTaskModule(pl.LightningModule):
                 raise ConfigError("model.scheduler.monitor is not set: ReduceLROnPlateau needs a value to follow, e.g. val/loss")
             counts = self.trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
             check_monitor("model.scheduler.monitor", monitor, self, counts)
-            settings["monitor"] = monitor
+            settings |= {"monitor": monitor, "strict": False}
         return scheduler, settings
 
 

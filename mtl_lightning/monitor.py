@@ -24,6 +24,12 @@ def check_monitor(key: str, monitor: str, module: pl.LightningModule, counts: di
     known = {"val/score", "val/loss", "train/loss"}
     for task in tasks.values():
         known |= {f"val/{task.name}/{metric}" for metric in task.keys()} | {f"train/{task.name}/loss"}  # noqa: SIM118 - no dict
+    if parts[0] == "val" and monitor in known:
+        if not module.trainer.limit_val_batches:
+            raise ConfigError(f"{key} is {monitor}, but trainer.limit_val_batches is 0: nothing is validated")
+        main = [name for name, task in tasks.items() if not task.auxiliary]
+        if len(parts) == 2 and not any(counts.get(name, (0, 0))[0] for name in main):
+            raise ConfigError(f"{key} is {monitor}, but no main task has a validation label; monitor train/loss, or leave it out")
     if monitor not in known:
         raise ConfigError(f"{key} is {monitor}, which is never logged; there are: {', '.join(sorted(known))}")
 

@@ -63,8 +63,8 @@ def new_folder(root: Path, name: str, create: bool = True) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove a run folder that holds no more than its configuration."""
-    if folder.is_dir() and all(path.name == "config.yaml" for path in folder.iterdir()):
+    """Remove a run folder that holds no more than its configuration and the rows that were left out."""
+    if folder.is_dir() and all(path.name == "config.yaml" or path.match("left_out_*.txt") for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 

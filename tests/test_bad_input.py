@@ -97,6 +97,17 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Failure:
         pytest.param([f"--trainer.callbacks={STOPPING}"], ["EarlyStopping.monitor", "val/nothing"], id="early stopping"),
         pytest.param(["--checkpoint.monitor=val/loss", "--checkpoint.mode=max"], ["checkpoint.mode", "min"], id="the worst"),
         pytest.param([f"--data.init_args.train_transforms={LARGE}"], ["RandomCrop", "16x16", "train-"], id="crop too large"),
+        pytest.param(["--trainer.overfit_batches=2"], ["overfit_batches", "limit_train_batches"], id="overfit"),
+        pytest.param(
+            ["--trainer.limit_val_batches=0", f'--model.scheduler={PLATEAU[:-1]}, "monitor": "val/loss"}}'],
+            ["model.scheduler.monitor", "limit_val_batches"],
+            id="a schedule that follows what is never validated",
+        ),
+        pytest.param(
+            ["--data.init_args.val_rows=0", f"--trainer.callbacks={STOPPING.replace('nothing', 'score')}"],
+            ["EarlyStopping.monitor", "no main task has a validation label"],
+            id="early stopping without validation",
+        ),
         pytest.param(["--name=a/b"], ["name", "a/b"], id="run name"),
         pytest.param(["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt", "no such"], id="no checkpoint"),
         pytest.param(
@@ -205,6 +216,9 @@ def test_what_is_skipped_is_listed_also_when_it_fails_later(pets: Any, tmp_path:
     main([*common, "--runs", str(tmp_path / "found")])
     listing = (tmp_path / "found/pets_tiny/left_out_train_val.txt").read_text()
     assert all(row["image"] in listing for row in rows[:3])
+    with pytest.raises(SystemExit):
+        main([*common, "--runs", str(tmp_path / "found"), "--checkpoint.monitor=val/breed/typo"])
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["pets_tiny"]
     caplog.clear()
     main([*common, "--runs", str(tmp_path / "later"), "--data.init_args.verify=0"])
     assert all(row["image"] in caplog.text for row in rows[:3])

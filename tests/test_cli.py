@@ -323,6 +323,16 @@ def test_a_run_that_validates_nothing_has_its_summary_all_the_same(tmp_path: Pat
     assert json.loads((run / "summary.json").read_text())["train"]["train/color/loss"] > 0
     assert "train/color/loss" in (run / "summary.md").read_text()
     assert (run / "curves.png").exists()
+    call("test", tmp_path, "--data.init_args.val_rows=0")
+    call("fit", tmp_path, "--data.init_args.val_rows=0", "--ckpt_path=last")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["train"]["train/color/loss"] > 0
+    assert summary["test"]["tasks"].keys() == {"color", "level", "mask"}
+
+
+def test_a_trial_of_the_code_is_no_run(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--trainer.fast_dev_run=true")
+    assert not list(tmp_path.iterdir())
 
 
 def test_predictions_have_the_size_of_their_pictures(tmp_path: Path) -> None:

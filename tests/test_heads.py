@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mtl_lightning.encoders import SmallCNN
 from mtl_lightning.encoders.base import Encoder, Stage
 from mtl_lightning.errors import ConfigError
-from mtl_lightning.features import Features, FeatureSpec
+from mtl_lightning.features import Features, FeatureSpec, pool
 from mtl_lightning.heads import FCN, MLP, Head, Linear, UNet
 from mtl_lightning.heads.blocks import BatchNorm
 
@@ -252,3 +252,13 @@ def test_export_with_padding() -> None:
     network = Network().eval()
     given = torch.rand(2, 3, 33, 50), (torch.rand(2, 1, 33, 50) > 0.2).float()
     torch.testing.assert_close(torch.export.export(network, given).module()(*given), network(*given))
+
+
+@pytest.mark.parametrize("regions", [1, 2, 3])
+def test_regions_are_those_of_each_picture(regions: int) -> None:
+    maps, padded, valid = torch.randn(2, 4, 6, 9), torch.zeros(2, 4, 10, 12), torch.zeros(2, 1, 10, 12)
+    padded[0, :, :6, :9], valid[0, :, :6, :9] = maps[0], 1
+    padded[1, :, :6, :5], valid[1, :, :6, :5] = maps[1, :, :, :5], 1
+    together = pool(Features(padded, valid), regions)
+    assert torch.allclose(together[:1], pool(Features(maps[:1]), regions), atol=1e-6)
+    assert torch.allclose(together[1:], pool(Features(maps[1:, :, :, :5]), regions), atol=1e-6)

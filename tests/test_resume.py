@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from mtl_lightning.main import main
 from tests.killer import Stopped
@@ -74,6 +76,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.param([6, 13], [*PLATEAU, "--trainer.max_epochs=4"], id="plateau, at and after epoch ends"),
         pytest.param([6, 10], [*BY_EPOCH, "--trainer.max_epochs=4"], id="schedule by epoch, at and after epoch ends"),
         pytest.param([5, 9], ["--model.weighting=RLW", "--trainer.val_check_interval=2"], id="rlw, validation in mid-epoch"),
+        pytest.param([6, 12], ["--model.weighting=DWA", "--trainer.max_steps=100"], id="max_steps given, at epoch ends"),
+        pytest.param([5, 11], [*PLATEAU, "--trainer.val_check_interval=4"], id="plateau, validated before the cut"),
+        pytest.param([7], [*PLATEAU, "--trainer.check_val_every_n_epoch=2"], id="plateau, not validated in every epoch"),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int], args: list[str]) -> None:
@@ -168,7 +173,81 @@ def test_changed_importance_and_exponent_are_used(tmp_path: Path) -> None:
 def test_a_run_that_max_steps_ended_in_mid_epoch_goes_on_with_its_samples(tmp_path: Path) -> None:
     args = ["--trainer.max_epochs=-1", "--model.scheduler=null", "--trainer.log_every_n_steps=1"]
     fit(tmp_path / "whole", *args, "--trainer.max_steps=15")
-    for steps in (4, 9, 15):
+    for steps in (4, 6, 12, 15):
         resume = ["--ckpt_path=last"] if steps > 4 else []
         fit(tmp_path / "cut", *args, f"--trainer.max_steps={steps}", *resume)
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
+
+
+SCHEDULE = "--model.scheduler.scheduler"
+OPTIM = f"{SCHEDULE}=torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    ("common", "before", "after"),
+    [
+        pytest.param([f"{SCHEDULE}=WarmupCosine", f"{SCHEDULE}.init_args.warmup=0.25"], [], [], id="longer"),
+        pytest.param(
+            [f"{OPTIM}.CosineAnnealingLR"], [f"{SCHEDULE}.init_args.T_max=2"], [f"{SCHEDULE}.init_args.T_max=6"], id="cosine"
+        ),
+        pytest.param(
+            [f"{OPTIM}.OneCycleLR", f"{SCHEDULE}.init_args.max_lr=0.01"],
+            [f"{SCHEDULE}.init_args.total_steps=3"],
+            [f"{SCHEDULE}.init_args.total_steps=6"],
+            id="one cycle",
+        ),
+        pytest.param(
+            [f"{OPTIM}.MultiStepLR"],
+            [f"{SCHEDULE}.init_args.milestones=[3]"],
+            [f"{SCHEDULE}.init_args.milestones=[4]"],
+            id="steps",
+        ),
+        pytest.param(
+            [f"{OPTIM}.LinearLR", f"{SCHEDULE}.init_args.total_iters=1"],
+            [f"{SCHEDULE}.init_args.start_factor=0.5"],
+            [f"{SCHEDULE}.init_args.start_factor=0.1"],
+            id="linear",
+        ),
+        pytest.param(
+            [f"{OPTIM}.StepLR", f"{SCHEDULE}.init_args.step_size=1", f"{SCHEDULE}.init_args.gamma=0.5"],
+            ["--model.heads_lr=0"],
+            ["--model.heads_lr=1"],
+            id="multiplier",
+        ),
+    ],
+)
+def test_a_changed_schedule_goes_on_as_if_it_had_always_been(
+    tmp_path: Path, common: list[str], before: list[str], after: list[str]
+) -> None:
+    common = ["fit", "--config", str(CONF), *common, "--model.scheduler.interval=epoch", "--trainer.log_every_n_steps=6"]
+    main([*common, *after, "--runs", str(tmp_path / "whole"), "--trainer.max_epochs=5"])
+    main([*common, *before, "--runs", str(tmp_path / "cut"), "--trainer.max_epochs=2"])
+    main([*common, *after, "--runs", str(tmp_path / "cut"), "--trainer.max_epochs=5", "--ckpt_path=last"])
+    rates = [
+        {step: rate for step, rate in values(tmp_path / name / "tiny", "lr/heads") if step >= 12} for name in ("whole", "cut")
+    ]
+    assert len(rates[0]) >= 3
+    assert rates[1] == pytest.approx(rates[0])
+
+
+def test_validation_by_the_clock_hinders_no_checkpoint(tmp_path: Path) -> None:
+    fit(tmp_path, "--trainer.max_steps=9", "--trainer.val_check_interval=00:01:00:00", "--checkpoint.every_n_steps=null")
+    assert torch.load(tmp_path / "tiny/checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+
+
+class Saves(Callback):
+    """Notes after how many batches of its epoch last.ckpt was written."""
+
+    seen: ClassVar[list[int]] = []
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self.seen.append(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"])
+
+
+def test_an_early_stop_that_must_wait_saves_at_epoch_ends_alone(tmp_path: Path) -> None:
+    Saves.seen.clear()
+    stopping = "{class_path: EarlyStopping, init_args: {monitor: val/loss, mode: max, patience: 1}}"
+    fit(tmp_path, "--trainer.min_epochs=4", "--trainer.max_epochs=5", "--trainer.accumulate_grad_batches=4",
+        "--model.scheduler=null", "--checkpoint.every_n_steps=null", f"--trainer.callbacks+={stopping}",
+        "--trainer.callbacks+=tests.test_resume.Saves")  # fmt: skip
+    assert set(Saves.seen) == {6}

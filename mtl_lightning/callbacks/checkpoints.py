@@ -74,10 +74,13 @@ def validation_due(trainer: pl.Trainer, batch_idx: int) -> bool:
     if every is not None and (trainer.current_epoch + 1) % every:
         return False
     check = trainer.val_check_batch
+    if check is None:
+        # Validation by the clock: nobody knows, and a validation after the save costs a resumed run no more than itself.
+        return False
     if check == float("inf"):
         return trainer.is_last_batch
     seen = batch_idx if every is not None else trainer.fit_loop.total_batch_idx
-    return (seen + 1) % int(check or 1) == 0
+    return (seen + 1) % max(1, int(check)) == 0
 
 
 class LastCheckpoint(Checkpoint):
@@ -98,8 +101,11 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
         self._clock = time.monotonic()
         self._pending = False
+        self._stepped = False
 
     def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         trainer.save_checkpoint(self.path, weights_only=False)
         self._step, self._clock, self._pending = trainer.global_step, time.monotonic(), False
 
@@ -115,11 +121,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save in mid-epoch, only between optimizer steps (accumulated gradients are in no checkpoint), or where the run ends."""
-        if trainer.is_last_batch:
-            return
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not self._ends(trainer) and not (stepped and self._due(trainer)):
+        """Save in mid-epoch, and where the run ends; only between optimizer steps: accumulated gradients are in no checkpoint."""
+        self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if trainer.is_last_batch or not self._stepped or not (self._ends(trainer) or self._due(trainer)):
             return
         if validation_due(trainer, batch_idx):
             self._pending = True
@@ -130,7 +134,7 @@ class LastCheckpoint(Checkpoint):
         """Save what was due at the batch before the validation, or where the validation ends the run in mid-epoch."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self._pending or (self._ends(trainer) and not trainer.is_last_batch):
+        if self._pending or (self._ends(trainer) and self._stepped and not trainer.is_last_batch):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,7 +144,8 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def _ends(trainer: pl.Trainer) -> bool:
-        return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        least = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+        return (trainer.should_stop and least) or 0 < trainer.max_steps <= trainer.global_step
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -163,13 +168,15 @@ class BestCheckpoint(ModelCheckpoint):
             return
         counts = trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
         main = [name for name, task in pl_module.tasks.items() if not task.auxiliary]  # type: ignore[union-attr, operator]
-        if not any(counts.get(str(name), (0, 0))[0] for name in main) and self.monitor in ("val/score", "val/loss"):
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping):
+                check_monitor("trainer.callbacks EarlyStopping.monitor", callback.monitor, pl_module, counts)
+        labelled = any(counts.get(str(name), (0, 0))[0] for name in main)
+        if self.monitor in ("val/score", "val/loss") and not (labelled and trainer.limit_val_batches):
             self.save_top_k = 0
-            rank_zero_info("No main task has a validation label: there is no best.ckpt, only last.ckpt.")
+            why = "No main task has a validation label" if trainer.limit_val_batches else "Nothing is validated"
+            rank_zero_info(f"{why}: there is no best.ckpt, only last.ckpt.")
             return
         check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
         self.mode = direction("checkpoint.mode", self.monitor, self._given, pl_module)
         self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):
-                check_monitor("trainer.callbacks EarlyStopping.monitor", callback.monitor, pl_module, counts)

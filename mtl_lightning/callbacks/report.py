@@ -85,8 +85,12 @@ class Report(Callback):
 
     def without_validation(self, module: Any) -> None:
         """The report of a run that validated nothing: the last training losses, and the curves."""
+        file = self.folder / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         losses = {key: float(value) for key, value in module.trainer.callback_metrics.items() if key.startswith("train/")}
-        replace_text(self.folder / "summary.json", json.dumps({"train": losses}, indent=2) + "\n")
+        # A run that had come to its end already has trained no epoch now.
+        losses = summary["train"] = losses or summary.get("train", {})
+        replace_text(file, json.dumps(summary, indent=2) + "\n")
         if (self.folder / "metrics.csv").exists():
             curves(self.folder / "metrics.csv", dict(module.tasks.items()), self.folder / "curves.png")
         lines = ["Nothing was validated. The last epoch's training losses:", ""]
@@ -98,6 +102,8 @@ class Report(Callback):
     def _page(self, summary: dict[str, Summary]) -> str:
         parts = [f"# {self.folder.name}"]
         for split, part in summary.items():
+            if split not in TITLES:
+                continue
             parts.append(f"## {TITLES[split].capitalize()} of {part['checkpoint']}\n\n{markdown_table(part)}")
         parts += [f"![{path.stem}]({path.name})" for path in sorted(self.folder.glob("*.png"))]
         return "\n\n".join(parts) + "\n"

@@ -51,6 +51,7 @@ class Resume(Callback):
         if trainer.state.fn != "fit":
             return
         self._states = checkpoint.get("mtl_random")
+        _begin_next_epoch(checkpoint["loops"]["fit_loop"])
         changes = differences(checkpoint.get("mtl_config", ""), self.config)
         if changes:
             rank_zero_info("Configuration that differs from the checkpoint (the new value is used):\n" + "\n".join(changes))
@@ -72,6 +73,20 @@ class Resume(Callback):
         if torch.cuda.is_available() and len(self._states["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._states["cuda"]])
         self._states = None
+
+
+def _begin_next_epoch(loops: dict[str, Any]) -> None:
+    """Let a checkpoint of an epoch's end start the next one.
+
+    With ``max_steps`` the trainer would otherwise begin the finished epoch again, find nothing left in it, and end it twice.
+    """
+    epoch, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    if epoch["current"]["started"] != epoch["current"]["processed"]:
+        return
+    for span in ("total", "current"):
+        epoch[span]["completed"] = epoch[span]["processed"]
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
 
 
 def differences(old: str, new: str) -> list[str]:
