@@ -88,7 +88,8 @@ class MTLCLI(LightningCLI):
             os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
         self.resumed = self.subcommand == "fit" and which == "last"
         resolved = config.clone()
-        resolved.ckpt_path = None  # so that config.yaml starts a run of its own
+        if "ckpt_path" in resolved:
+            resolved.ckpt_path = None  # so that config.yaml starts a run of its own
         self.dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
         self.loggers = _listed(config.trainer.logger)
         if self.subcommand == "fit":

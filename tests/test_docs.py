@@ -20,10 +20,12 @@ SMALL = {
     "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
                             "--data.init_args.num_workers=0"],
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
+    "configs/scenes_wandb.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16",
+                                  "--data.init_args.test_size=16", "--data.init_args.num_workers=0"],
 }  # fmt: skip
 """What makes a command's data small, placed behind its config."""
 QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
-SLOW = ("--trainer.strategy ddp", "WandbLogger", "ResNet")
+SLOW = ("--trainer.strategy ddp", "WandbLogger", "scenes_wandb", "ResNet")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -83,7 +85,7 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("part", SLOW)
 def test_the_commands_that_take_longer(place: Path, part: str) -> None:
-    if part == "WandbLogger":
+    if part in ("WandbLogger", "scenes_wandb"):
         pytest.importorskip("wandb")
     found = [command for command in commands() if part in command]
     assert found
