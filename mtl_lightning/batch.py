@@ -5,7 +5,7 @@ under their tasks' names. A missing label is an absent key or None, never a magi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -53,6 +53,9 @@ class Batch:
         ids: the samples' names.
         sizes: [B, 2] height and width of the pictures as stored.
         padding: bool [B, H, W], True where a smaller picture was filled up; None if all pictures are alike.
+        partner: per task of a mixed batch int64 [B], the row whose label counts beside the row's own (itself where the row is
+            not mixed); tasks that are not here have one label a row.
+        share: of the row's own label in the loss, 0..1; the partner's gets the rest.
     """
 
     inputs: dict[str, Tensor]
@@ -61,6 +64,8 @@ class Batch:
     ids: list[str]
     sizes: Tensor
     padding: Tensor | None = None
+    partner: dict[str, Tensor] = field(default_factory=dict)
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,7 +86,7 @@ class Batch:
                 return {key: function(tensor) for key, tensor in value.items()}
             return value
 
-        return replace(self, **{field.name: apply(getattr(self, field.name)) for field in fields(self)})
+        return replace(self, **{entry.name: apply(getattr(self, entry.name)) for entry in fields(self)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The batch on another device."""

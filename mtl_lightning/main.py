@@ -22,6 +22,7 @@ import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting  # noqa: F401 - imported so that their classes can be named without their packages
 from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, load_checkpoint
+from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 from mtl_lightning.callbacks.predictions import PredictionWriter
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
@@ -159,6 +160,7 @@ class MTLCLI(LightningCLI):
                 Resume(dump, self.resumed, lambda: self._save_config(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
+                DataSpeed(),
             ]
             if not self.resumed:
                 self._save_config(dump)

@@ -18,6 +18,7 @@ from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
+from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
@@ -110,10 +111,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def masked_losses(self, predictions: Mapping[str, Tensor], batch: Batch) -> dict[str, MaskedLoss]:
         """Each task's loss terms."""
-        return {
-            name: task.loss(predictions[name], batch.targets[name], batch.labelled[name])  # type: ignore[operator]
-            for name, task in self.tasks.items()
-        }
+        return {name: masked_loss(task, predictions[name], batch) for name, task in self.tasks.items()}  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The first batch of an epoch starts new means (a resumed run may never see the epoch start)."""

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import Transform
@@ -16,8 +16,10 @@ from torchvision.transforms.v2 import Transform
 from mtl_lightning.batch import Batch
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.transforms import compose
 from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.mixing import Mixing
 from mtl_lightning.tasks.base import Task
 
 SPLITS = {"fit": ("train", "val"), "validate": ("train", "val"), "test": ("train", "test"), "predict": ("train", "test")}
@@ -41,6 +43,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         eval_transforms: the same for the other splits.
         drop_last: leave out an incomplete last training batch; None only does so where it would be a single row, of which
             BatchNorm cannot take a variance.
+        mixing: MixUp or CutMix of training rows with the same labelled tasks, see :mod:`mtl_lightning.mixing`; None mixes none.
     """
 
     on_error: str = "raise"
@@ -57,6 +60,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         train_transforms: list[Transform] | None = None,
         eval_transforms: list[Transform] | None = None,
         drop_last: bool | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -74,6 +78,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.channels = channels
         self.transforms = {"train": list(train_transforms or []), "eval": list(eval_transforms or [])}
         self.drop_last = drop_last
+        self.mixing = mixing
         self.tasks: dict[str, Task] | None = None
         self.configured: list[str] = []
         self.splits: dict[str, LabelledDataset] = {}
@@ -118,6 +123,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self._show_table()
         if "train" in splits:
             self._learn()
+            self._try_transforms()
+            if self.mixing is not None:
+                labelled = {name: self.splits["train"].labelled(name) for name in self.tasks}
+                specs = {name: task.target for name, task in self.tasks.items()}
+                rank_zero_info(self.mixing.survey(labelled, specs, self.batch_size))
 
     def check_names(self, key: str, names: Iterable[str]) -> None:
         """Raise :class:`ConfigError` for a name that is no task, not even one that this run leaves out.
@@ -149,6 +159,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
             if task.target.dense and len(rows) > LEARN_ROWS:
                 rows = np.random.default_rng(self.seed or 0).choice(rows, LEARN_ROWS, replace=False)
             task.learn(train.targets(name, rows.tolist()))
+
+    def _try_transforms(self) -> None:
+        """Move one labelled row of each task now: a transform that cannot would else stop the run somewhere in its epoch."""
+        train, transform = self.splits["train"], compose(self.transforms["train"], self.image_size)
+        for row in sorted({int(np.flatnonzero(train.labelled(name))[0]) for name in self.tasks or {}}):
+            with sample_randomness(self.seed or 0, 0, row):
+                transform(train[row])
 
     @rank_zero_only
     def _show_table(self) -> None:
@@ -189,6 +206,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             drop_last=drop and len(sampler) >= self.batch_size > 1,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            mixing=self.mixing if train else None,
         )
 
     def train_dataloader(self) -> ResumableLoader:

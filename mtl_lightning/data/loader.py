@@ -1,5 +1,6 @@
 """Loaders that resume in mid-epoch: shuffling is a pure function of (seed, epoch), augmentation of (seed, epoch, sample)."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.errors import DataError, MTLError
+from mtl_lightning.mixing import Mixing
 
 Sample = dict[str, Any]
 
@@ -21,11 +23,13 @@ class Pick(NamedTuple):
         epoch: seeds the augmentation.
         row: which.
         filler: only fills up an uneven last batch of several processes; it comes without labels.
+        turn: how many rows this process was given before in the epoch.
     """
 
     epoch: int
     row: int
     filler: bool = False
+    turn: int = 0
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -56,7 +60,7 @@ class EpochSampler(DistributedSampler[Any]):
         start, self.start = self.start, 0
         for step in range(start, len(self)):
             position = step * self.num_replicas + self.rank
-            yield Pick(epoch, order[position % length], filler=position >= length)
+            yield Pick(epoch, order[position % length], filler=position >= length, turn=step)
 
 
 class AugmentedDataset(Dataset[Sample]):
@@ -83,29 +87,36 @@ class AugmentedDataset(Dataset[Sample]):
         with sample_randomness(self.seed, pick.epoch, pick.row, restore=get_worker_info() is None):
             return self.transform(sample)
 
-    def __getitems__(self, picks: Sequence[Pick]) -> list[Sample] | MTLError:
-        """A batch; an error of ours travels as a value, because a worker would wrap it in its traceback."""
+    def __getitems__(self, picks: Sequence[Pick]) -> tuple[Pick, list[Sample]] | MTLError:
+        """A batch and its first pick; an error of ours travels as a value, because a worker would wrap it in its traceback."""
         try:
-            return [self[pick] for pick in picks]
+            return picks[0], [self[pick] for pick in picks]
         except MTLError as error:
             return error
 
 
 class _CollateOrError:
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, batch_size: int, order: EpochSampler, mixing: Mixing | None) -> None:
+        self.collate, self.batch_size, self.mixing = collate, batch_size, mixing
+        self.seed, self.rank = order.seed, order.rank
 
-    def __call__(self, samples: list[Sample] | MTLError) -> Batch | MTLError:
-        if isinstance(samples, MTLError):
-            return samples
+    def __call__(self, fetched: tuple[Pick, list[Sample]] | MTLError) -> Batch | MTLError:
+        if isinstance(fetched, MTLError):
+            return fetched
+        first, samples = fetched
         try:
-            return self.collate(samples)
+            batch = self.collate(samples)
+            if self.mixing is None:
+                return batch
+            return self.mixing(batch, self.collate.targets, (self.seed, first.epoch, first.turn // self.batch_size), self.rank)
         except MTLError as error:
             return error
 
 
 class ResumableLoader(DataLoader[Any]):
     """A loader that knows how far it got; Lightning keeps its state in the checkpoint.
+
+    ``waited`` counts the seconds in which whoever iterates waited for a batch, and ``rows`` the rows handed out.
 
     Args:
         dataset: augmented split.
@@ -115,6 +126,7 @@ class ResumableLoader(DataLoader[Any]):
         drop_last: leave out an incomplete last batch.
         num_workers: processes that prepare batches.
         pin_memory: page-locked batches.
+        mixing: of the rows of a batch.
     """
 
     def __init__(
@@ -126,6 +138,7 @@ class ResumableLoader(DataLoader[Any]):
         drop_last: bool,
         num_workers: int,
         pin_memory: bool,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__(
             dataset,
@@ -135,20 +148,25 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            collate_fn=_CollateOrError(Collate(targets)),
+            collate_fn=_CollateOrError(Collate(targets), batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
         self.order = sampler
         self.position = 0
+        self.waited, self.rows = 0.0, 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.position = self.order.start // (self.batch_size or 1)
-        for batch in super().__iter__():
+        batches, start = super().__iter__(), time.perf_counter()
+        for batch in batches:
             if isinstance(batch, MTLError):
                 raise batch
+            self.waited += time.perf_counter() - start
             self.position += 1
+            self.rows += len(batch)
             yield batch
+            start = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many rows of it were handed out, over all processes."""

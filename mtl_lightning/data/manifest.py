@@ -14,11 +14,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.cache import ImageCache, Kept, keep
 from mtl_lightning.data.columns import Column, read_labels, resolve_column
 from mtl_lightning.data.dataset import Examined, LabelledDataset
 from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.files import image_mode, image_size, read_image
 from mtl_lightning.data.labels import Labels, Size
+from mtl_lightning.data.loader import ResumableLoader
 from mtl_lightning.data.splits import SPLITS, Split, assign
 from mtl_lightning.data.table import Places, Table, Texts, join_tables, read_table
 from mtl_lightning.data.verify import check_presence, check_repeats, check_rows, check_values
@@ -70,6 +72,7 @@ class ManifestDataset(LabelledDataset):
         self.black = black
         self.noted = noted or {}
         self.stopping = stopping
+        self.kept: Kept | None = None
         self._told: set[int] = set()
 
     def labelled(self, task: str) -> np.ndarray:
@@ -136,10 +139,14 @@ class ManifestDataset(LabelledDataset):
 
     def _image(self, index: int) -> dict[str, Any]:
         try:
-            image = read_image(self.root, self.ids[index], self.channels)
+            image = self._decode(index) if self.kept is None else self.kept.read(index, lambda: self._decode(index))
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
-        return {"id": self.ids[index], "image": image, "size": tuple(image.shape[-2:])}
+        return {"id": self.ids[index], "image": tv_tensors.Image(image), "size": tuple(image.shape[-2:])}
+
+    def _decode(self, index: int) -> Tensor:
+        image: Tensor = read_image(self.root, self.ids[index], self.channels)
+        return image
 
     def _label(self, index: int, task: str, labels: Labels, size: Size | None) -> Tensor:
         try:
@@ -173,6 +180,8 @@ class ManifestDataModule(MultiTaskDataModule):
             labels, with a warning that names it.
         verify: how many rows of the splits in use are decoded in the check, drawn at random if there are more; 0 for none.
         duplicates: ``allow`` lets several rows of one split have the same picture.
+        cache: keeps decoded pictures of the training and the validation split, see
+            :class:`~mtl_lightning.data.cache.ImageCache`; None decodes them each time. Both give the same pictures.
         **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
 
     Raises:
@@ -189,6 +198,7 @@ class ManifestDataModule(MultiTaskDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         verify: int = 2000,
         duplicates: Literal["error", "allow"] = "error",
+        cache: ImageCache | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -205,6 +215,9 @@ class ManifestDataModule(MultiTaskDataModule):
         self.on_error = on_error
         self.verify = verify
         self.duplicates = duplicates
+        self.cache = cache
+        if cache is not None:
+            cache.check()
 
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
         """Read and check the manifest; raises :class:`DataError` listing the bad rows, unless they are to be skipped."""
@@ -261,6 +274,16 @@ class ManifestDataModule(MultiTaskDataModule):
             column = resolve_column(task, self.columns.get(name), table)
             labels[name] = read_labels(task, column, table, self.root, codes == 0, faults)
         return labels
+
+    def _loader(self, split: str, train: bool) -> ResumableLoader:
+        dataset = self.splits[split]
+        # What is read once, outside of training, is not worth keeping.
+        training = train or (self.trainer is not None and self.trainer.state.fn == "fit" and split == "val")
+        if self.cache is not None and training and isinstance(dataset, ManifestDataset) and dataset.kept is None:
+            processes = self.trainer.num_devices if self.trainer is not None else 1
+            used = [part.kept.plan.nbytes for part in self.splits.values() if isinstance(part, ManifestDataset) and part.kept]
+            dataset.kept = keep(self.cache, split, processes, self.root, dataset.ids, self.channels, sum(used))
+        return super()._loader(split, train)
 
     def _read(self) -> Table:
         tables = [read_table(Path(self.root) / name, name) for name in self.manifests]

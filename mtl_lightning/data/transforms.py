@@ -19,6 +19,8 @@ from mtl_lightning.errors import ConfigError, DataError
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 """From sample to sample."""
+AUTO = (v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide, v2.AugMix)
+"""They change images alone, and refuse a sample with a label that would have to move."""
 CORNERS = {
     tv_tensors.BoundingBoxFormat.XYWHR: tv_tensors.BoundingBoxFormat.XYXYXYXY,
     tv_tensors.BoundingBoxFormat.CXCYWHR: tv_tensors.BoundingBoxFormat.XYXYXYXY,
@@ -89,8 +91,9 @@ def _run(transforms: list[Transform], resize: v2.Resize | None, sample: dict[str
         raise DataError(f"{sample['id']}: {error}") from error
     except (ValueError, TypeError, RuntimeError) as error:
         size = "x".join(map(str, F.get_size(_image(sample))))
+        advice = "; RandAugmentWithLabels and TrivialAugmentWithLabels move labels, too" if isinstance(transform, AUTO) else ""
         raise DataError(
-            f"{sample['id']}: the transform {type(transform).__name__} fails on this picture of {size} pixels: {error}"
+            f"{sample['id']}: the transform {type(transform).__name__} fails on this picture of {size} pixels: {error}{advice}"
         ) from error
     if resize is not None and F.get_size(_image(sample)) != resize.size:
         sample = resize(sample)
