@@ -8,13 +8,15 @@ import torch
 import yaml
 
 from mtl_lightning.main import main
+from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=8", "--data.init_args.test_size=8"]
 PETS = ["--data.init_args.root={pets}", "--data.init_args.manifest=partial.csv", "--data.init_args.batch_size=4"]
-SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS}
+FOLDER = ["--data.init_args.root={pets}/folders", "--data.init_args.batch_size=4", "--data.init_args.image_size=32"]
+SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS, "folder": FOLDER}
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
 
 
@@ -22,6 +24,7 @@ SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS}
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pets")
     write_manifest(root, count=45, labelled=0.85)
+    write_folders(root / "folders", 30)
     return root
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mtl_lightning.main import main
+from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,7 @@ SMALL = {
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16",
                                   "--data.init_args.test_size=16", "--data.init_args.num_workers=0"],
+    "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
 }  # fmt: skip
 """What makes a command's data small, placed behind its config."""
 QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
@@ -61,6 +63,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "PATH" / "TO" / "pets").mkdir(parents=True)
     write_manifest(folder / "PATH" / "TO" / "pets", count=36, labelled=0.9)
+    write_folders(folder / "PATH" / "TO" / "pictures", 30)
+    write_folders(folder / "PATH" / "TO" / "more", 20, classes=("dark", "bright"), first=100)
     (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
     for page in PAGES:
         for block in blocks(page, "python"):

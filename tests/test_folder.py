@@ -154,7 +154,7 @@ def test_faults_of_the_configuration(tmp_path: Path) -> None:
     write_folders(tmp_path / "a")
     write_folders(tmp_path / "b", 24, ("train", "val"))
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    with pytest.raises(ConfigError, match="split.column is for manifests"):
+    with pytest.raises(ConfigError, match=r"split\.column is for manifests"):
         module(a, split=Split(column="x"))
     with pytest.raises(ConfigError, match="one folder, but there are the tasks one, two"):
         module(a, ("one", "two")).setup("fit")

@@ -232,7 +232,7 @@ def test_survey_and_errors() -> None:
     with pytest.raises(ConfigError, match="no two have the same labels"):
         MixUp().survey({"kind": np.array([True, False]), "tags": np.array([False, True])}, specs, 16)
     for options in ({"alpha": 0.0}, {"alpha": float("inf")}, {"probability": 1.5}):
-        with pytest.raises(ConfigError, match="data.init_args.mixing"):
+        with pytest.raises(ConfigError, match=r"data\.init_args\.mixing"):
             MixUp(**options)
 
 
