@@ -23,7 +23,7 @@ class DataSpeed(Callback):
         seconds: of training at least before anything is logged.
     """
 
-    def __init__(self, share: float = 0.25, seconds: float = 5.0) -> None:
+    def __init__(self, share: float = 0.25, seconds: float = 20.0) -> None:
         self.share, self.seconds = share, seconds
         self._told = False
         self._trained, self._waited, self._rows = 0.0, 0.0, 0
@@ -49,7 +49,8 @@ class DataSpeed(Callback):
         """Take the epoch's times, and log them once there are enough."""
         if self._start is None:
             return
-        now, loader = time.perf_counter(), trainer.train_dataloader
+        now = time.perf_counter()
+        loader: Any = trainer.train_dataloader
         self._trained += now - self._start
         waited, rows = self._marks
         self._waited, self._rows = self._waited + loader.waited - waited, self._rows + loader.rows - rows

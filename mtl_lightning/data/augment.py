@@ -12,20 +12,23 @@ from torchvision.transforms.v2 import functional as F
 from mtl_lightning.data.tv import Normals
 from mtl_lightning.errors import ConfigError
 
+Strength = Callable[[float, int, int], float]
+"""From level (0..1), height and width of the picture to the strength."""
+
 
 class Operation(NamedTuple):
     """One kind of change.
 
     Attributes:
         apply: from image (or label) and strength to the changed one.
-        strength: from level (0..1), height and width to the strength.
+        strength: how strong at which level.
         signed: whether the strength's sign is drawn.
         moves: whether it is geometric, and so moves labels, too.
         shears: whether it bends right angles, through which normals cannot be moved.
     """
 
     apply: Callable[[Any, float], Any]
-    strength: Callable[[float, int, int], float] = lambda level, height, width: level
+    strength: Strength = lambda level, *_: level
     signed: bool = False
     moves: bool = False
     shears: bool = False
@@ -44,20 +47,25 @@ def _affine(part: Any, x: float = 0.0, y: float = 0.0, shear_x: float = 0.0, she
 def _operations(shear: float, shift: Callable[[int], float], turn: float, color: float, bits: int) -> dict[str, Operation]:
     """All operations with their strengths at level 1; a shift is in pixels of the side's length."""
     bilinear = InterpolationMode.BILINEAR
-    shears = {"strength": lambda level, h, w: level * shear, "signed": True, "moves": True, "shears": True}
-    colors = {"strength": lambda level, h, w: level * color, "signed": True}
+
+    def moving(apply: Callable[[Any, float], Any], strength: Strength, shears: bool = False) -> Operation:
+        return Operation(apply, strength, signed=True, moves=True, shears=shears)
+
+    def coloring(adjust: Callable[[Any, float], Any]) -> Operation:
+        return Operation(lambda image, s: adjust(image, 1 + s), lambda level, *_: level * color, signed=True)
+
     return {
         "Identity": Operation(lambda part, _: part),
-        "ShearX": Operation(lambda part, s: _affine(part, shear_x=s), **shears),
-        "ShearY": Operation(lambda part, s: _affine(part, shear_y=s), **shears),
-        "TranslateX": Operation(lambda part, s: _affine(part, x=s), lambda level, h, w: level * shift(w), True, True),
-        "TranslateY": Operation(lambda part, s: _affine(part, y=s), lambda level, h, w: level * shift(h), True, True),
-        "Rotate": Operation(lambda p, s: F.rotate(p, s, interpolation=bilinear), lambda level, h, w: level * turn, True, True),
-        "Brightness": Operation(lambda image, s: F.adjust_brightness(image, 1 + s), **colors),
-        "Color": Operation(lambda image, s: F.adjust_saturation(image, 1 + s), **colors),
-        "Contrast": Operation(lambda image, s: F.adjust_contrast(image, 1 + s), **colors),
-        "Sharpness": Operation(lambda image, s: F.adjust_sharpness(image, 1 + s), **colors),
-        "Posterize": Operation(lambda image, s: F.posterize(image, round(8 - s)), lambda level, h, w: level * bits),
+        "ShearX": moving(lambda part, s: _affine(part, shear_x=s), lambda level, *_: level * shear, shears=True),
+        "ShearY": moving(lambda part, s: _affine(part, shear_y=s), lambda level, *_: level * shear, shears=True),
+        "TranslateX": moving(lambda part, s: _affine(part, x=s), lambda level, height, width: level * shift(width)),
+        "TranslateY": moving(lambda part, s: _affine(part, y=s), lambda level, height, width: level * shift(height)),
+        "Rotate": moving(lambda part, s: F.rotate(part, s, interpolation=bilinear), lambda level, *_: level * turn),
+        "Brightness": coloring(F.adjust_brightness),
+        "Color": coloring(F.adjust_saturation),
+        "Contrast": coloring(F.adjust_contrast),
+        "Sharpness": coloring(F.adjust_sharpness),
+        "Posterize": Operation(lambda image, s: F.posterize(image, round(8 - s)), lambda level, *_: level * bits),
         "Solarize": Operation(lambda image, s: F.solarize(image, (1 - s) * (1.0 if image.is_floating_point() else 255.0))),
         "AutoContrast": Operation(lambda image, _: F.autocontrast(image)),
         "Equalize": Operation(lambda image, _: F.equalize(image)),

@@ -154,7 +154,7 @@ class Kept:
 
 
 def _sum(values: np.ndarray) -> int:
-    return zlib.crc32(memoryview(values)) + 1  # 0 means that nothing is stored
+    return zlib.crc32(values.data) + 1  # 0 means that nothing is stored
 
 
 def keep(
