@@ -134,11 +134,12 @@ def stages(make: Callable[..., MultiTaskDataModule], options: argparse.Namespace
         "CutMix (numbers: blend)": each(lambda batch: CutMix(probability=1.0, numbers="blend")(batch, specs, (0, 0, 0)), batches),
     }
     for workers in options.workers:
-        parts[f"loader, {workers} workers"] = loader(make(options, num_workers=workers))
+        line = f"loader, {workers} workers" if workers else "loader without workers"
+        parts[line] = loader(make(options, num_workers=workers))
         if isinstance(data, ManifestDataModule):
             for where in ("ram", "disk"):
                 cache = ImageCache(where, 2.0, options.cache if where == "disk" else None)  # type: ignore[arg-type]
-                parts[f"loader, {workers} workers, cache on {where}"] = loader(make(options, num_workers=workers, cache=cache))
+                parts[f"{line}, cache on {where}"] = loader(make(options, num_workers=workers, cache=cache))
     return parts
 
 
@@ -158,8 +159,8 @@ def main() -> None:
             continue
         print(f"\n{name}, {cores} cores, median of {options.repeats} (lowest to highest)\n\n| stage | samples/s |\n|---|---|")
         for stage, work in stages(make, options).items():
-            # A stage by the time its one process computes, which others on the machine hardly change; a loader by the clock.
-            clock = time.perf_counter if stage.startswith("loader") else time.process_time
+            # Workers by the clock; what one process does by the time it computes, which others on the machine hardly change.
+            clock = time.perf_counter if "workers" in stage else time.process_time
             low, median, high = rates(work, options.repeats, clock)
             print(f"| {stage} | {median:.0f} ({low:.0f} to {high:.0f}) |", flush=True)
 
