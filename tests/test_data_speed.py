@@ -84,7 +84,7 @@ def test_shares_by_hand(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     trainer: Any = SimpleNamespace(
         train_dataloader=loader, world_size=2, loggers=[logger], current_epoch=1, global_step=20, datamodule=data
     )
-    callback, module = DataSpeed(), torch.nn.Module()
+    callback, module = DataSpeed(seconds=5), torch.nn.Module()
     for _ in range(2):
         for step in range(3):
             callback.on_train_batch_start(trainer, module, None, step)

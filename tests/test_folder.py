@@ -200,3 +200,16 @@ def test_a_run_skips_and_lists_what_cannot_be_read(tmp_path: Path, capsys: pytes
     with pytest.raises(SystemExit):
         main(["fit", *common, "--data.init_args.on_error=raise"])
     assert "ant/bad.jpg cannot be read" in capsys.readouterr().err
+
+
+def test_check_lists_every_unreadable_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    write_folders(pictures, 45)
+    for name in ("ant", "cow"):
+        (pictures / name / "bad.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(["check", "--config", str(ROOT / "configs/folder.yaml"), "--runs", str(tmp_path / "runs"),
+              "--trainer.accelerator=cpu", f"--data.init_args.root={pictures}", "--data.init_args.image_size=32", "--data.init_args.on_error=raise",
+              "--data.init_args.num_workers=0"])  # fmt: skip
+    said = "".join(path.read_text() for path in (tmp_path / "runs").rglob("faults.txt"))
+    assert "ant/bad.jpg" in said and "cow/bad.jpg" in said

@@ -124,10 +124,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if "train" in splits:
             self._learn()
             self._try_transforms()
-            if self.mixing is not None:
-                labelled = {name: self.splits["train"].labelled(name) for name in self.tasks}
-                specs = {name: task.target for name, task in self.tasks.items()}
-                rank_zero_info(self.mixing.survey(labelled, specs, self.batch_size))
+            self._survey()
 
     def check_names(self, key: str, names: Iterable[str]) -> None:
         """Raise :class:`ConfigError` for a name that is no task, not even one that this run leaves out.
@@ -159,6 +156,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
             if task.target.dense and len(rows) > LEARN_ROWS:
                 rows = np.random.default_rng(self.seed or 0).choice(rows, LEARN_ROWS, replace=False)
             task.learn(train.targets(name, rows.tolist()))
+
+    def _survey(self) -> None:
+        if self.mixing is not None:
+            specs = {name: task.target for name, task in (self.tasks or {}).items()}
+            labelled = {name: self.splits["train"].labelled(name) for name in specs}
+            rank_zero_info(self.mixing.survey(labelled, specs, self.batch_size))
 
     def _try_transforms(self) -> None:
         """Move one labelled row of each task now: a transform that cannot would else stop the run somewhere in its epoch."""

@@ -89,9 +89,13 @@ class FolderDataModule(ManifestDataModule):
 
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
         """List and check the folders; raises :class:`DataError` for what is wrong, unless such pictures are to be skipped."""
-        if self._table is None:
-            self._table = self._list(tasks)
+        self._table = self._table or self._list(tasks)
         return super().datasets(tasks, splits)
+
+    def examined(self, tasks: Mapping[str, Task]) -> dict[str, LabelledDataset]:
+        """All pictures, the unreadable ones too."""
+        self._table = self._table or self._list(tasks)
+        return super().examined(tasks)
 
     def _read(self) -> Table:
         assert self._table is not None
