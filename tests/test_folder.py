@@ -209,7 +209,7 @@ def test_check_lists_every_unreadable_picture(tmp_path: Path, capsys: pytest.Cap
         (pictures / name / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit):
         main(["check", "--config", str(ROOT / "configs/folder.yaml"), "--runs", str(tmp_path / "runs"),
-              "--trainer.accelerator=cpu", f"--data.init_args.root={pictures}", "--data.init_args.image_size=32", "--data.init_args.on_error=raise",
-              "--data.init_args.num_workers=0"])  # fmt: skip
+              f"--data.init_args.root={pictures}", "--data.init_args.image_size=32", "--data.init_args.num_workers=0",
+              "--data.init_args.on_error=raise", "--trainer.accelerator=cpu"])  # fmt: skip
     said = "".join(path.read_text() for path in (tmp_path / "runs").rglob("faults.txt"))
     assert "ant/bad.jpg" in said and "cow/bad.jpg" in said
