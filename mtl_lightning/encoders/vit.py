@@ -106,6 +106,11 @@ def _attend(block: nn.Module, tokens: Tensor, ignored: Tensor) -> Tensor:
     return result
 
 
+def _modern(key: str) -> str:
+    """Torchvision's own files are older than its names: ``mlp.linear_1`` for ``mlp.0``."""
+    return key.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
+
+
 class ViT(Encoder):
     """Vision transformer after Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
@@ -163,4 +168,4 @@ class ViT(Encoder):
         ]
         mean, std = imagenet_normalisation(in_channels) if normalize else (0.0, 1.0)
         super().__init__(made, in_channels, mean, std, take=stages)
-        load_weights(trunk, name, weights, "conv_proj.weight", ["heads"], strict=strict, encoder=self)
+        load_weights(trunk, name, weights, "conv_proj.weight", ["heads"], strict=strict, encoder=self, rename=_modern)

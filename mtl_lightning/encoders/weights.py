@@ -16,6 +16,8 @@ from mtl_lightning.errors import ConfigError
 
 KEY = "model.encoder.init_args.weights"
 STAGE = re.compile(r"(?:^|\.)stages\.(\d+)\.")
+OURS = "model.architecture."
+"""Where checkpoints of runs keep the encoder."""
 SKIPPED: ContextVar[bool] = ContextVar("SKIPPED", default=False)
 LOGGER = logging.getLogger("mtl_lightning")
 
@@ -132,14 +134,16 @@ def fill(
     left = [key for key in unexpected if key.split(".")[0] in classifier]
     unexpected = [key for key in unexpected if key not in left]
     parts = f"{_some('missing', missing)}, {_some('unexpected', unexpected)}"
-    matched = len(mine) - len(missing)
+    # Files older than batch norm's counters are complete without them.
+    counted = [key for key in mine if not key.endswith("num_batches_tracked")]
+    matched = sum(key in state for key in counted)
     if not matched or (strict and (missing or unexpected)):
         hint = "" if not matched else "; or take what fits with model.encoder.init_args.strict: false"
         raise ConfigError(
             f"{KEY}: '{source}' is not {wanted}: {parts}; save it with torch.save(network.state_dict(), path){hint}"
         )
     more = f", {len(left)} of the classifier left out" if left else ""
-    counts = f"{matched} of {len(mine)} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected{more}"
+    counts = f"{matched} of {len(counted)} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected{more}"
     LOGGER.info("Weights %s: %s%s", source, counts, f" ({parts})" if missing or unexpected else "")
 
 
@@ -175,8 +179,9 @@ def read_weights(weights: str, model: str, names: list[str]) -> State:
             f"{KEY}: '{weights}' cannot be read as a state_dict file; it is cut off or holds more than tensors, "
             "save it again with torch.save(network.state_dict(), path)"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping) and "mtl_config" in state:
-        return _encoder_part(state["state_dict"], weights)
+    whole = state.get("state_dict") if isinstance(state, Mapping) else None
+    if isinstance(whole, Mapping) and any(str(key).startswith(OURS) for key in whole):
+        return _encoder_part(whole, weights)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) and isinstance(state[key], Tensor) for key in state):
         holds = f"the keys {list(state)[:5]}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise ConfigError(
@@ -187,7 +192,7 @@ def read_weights(weights: str, model: str, names: list[str]) -> State:
 
 
 def _encoder_part(state: Mapping[str, Any], weights: str) -> State:
-    architecture = {key: value for key, value in state.items() if key.startswith("model.architecture.")}
+    architecture = {key: value for key, value in state.items() if key.startswith(OURS)}
     prefixes = sorted({key[: match.start()] for key in architecture if (match := STAGE.search(key))})
     if len(prefixes) != 1:
         found = f"several encoders ({', '.join(prefixes)})" if prefixes else "no encoder"
