@@ -73,8 +73,8 @@ class Freezer:
             stage.freeze(wanted)
         size = f"{sum(parameter.numel() for parameter in self._parameters):,} weights"
         until = "" if self.epochs is None else f" until the end of epoch {self.epochs}"
-        state = f"frozen{until}" if wanted else "thawed"
-        return f"Epoch {epoch + 1}: the encoder's first {self.count} stages ({size}) are {state}"
+        which = "stage 1" if self.count == 1 else f"stages 1 to {self.count}"
+        return f"Epoch {epoch + 1}: {which} of the encoder ({size}) {f'frozen{until}' if wanted else 'thawed'}"
 
     def anchor(self, objective: Tensor) -> Tensor:
         """The same objective, of which the frozen parameters are a part with an exact 0.

@@ -291,14 +291,20 @@ def _from_lightning(error: Exception) -> bool:
     return refused and module.startswith(("lightning.pytorch", "lightning.fabric"))
 
 
+class _ToStderr(logging.Handler):
+    """The message alone, on the first process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print."""
+        rank_zero_only(print)(record.getMessage(), file=sys.stderr, flush=True)
+
+
 def _show_ours() -> None:
     """Print what the parts without Lightning log, on the first process, as Lightning prints its own lines."""
     logger = logging.getLogger("mtl_lightning")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.addFilter(lambda _: rank_zero_only.rank == 0)  # type: ignore[attr-defined]
-        logger.addHandler(handler)
+        logger.addHandler(_ToStderr())
 
 
 def _quiet() -> None:

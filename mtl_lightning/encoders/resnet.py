@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from mtl_lightning.encoders.base import Encoder, Stage
-from mtl_lightning.encoders.trunk import build_trunk
+from mtl_lightning.encoders.trunk import build_trunk, out_channels
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
@@ -66,8 +66,7 @@ class ResNet(Encoder):
         trunk = build_trunk(
             name, get_args(ResNetName), in_channels, "conv1", replace_stride_with_dilation=[False, dilated, dilated]
         )
-        expansion: int = trunk.fc.in_features // 512  # type: ignore[union-attr, operator, assignment]
-        del trunk.fc
+        expansion = out_channels(trunk.layer4) // 512  # type: ignore[arg-type]
         parts = [nn.Sequential(OrderedDict((layer, trunk.get_submodule(layer)) for layer in part)) for part in LAYERS]
         channels = [64, *(expansion * width for width in (64, 128, 256, 512))]
         strides = [2, 4, 8, 8, 8] if dilated else [2, 4, 8, 16, 32]

@@ -1,5 +1,6 @@
 """The networks of the library timm, where they can be stepped through."""
 
+import difflib
 import importlib
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def _timm() -> Any:
 
 def _network(library: Any, name: str, pretrained: bool, in_channels: int, arguments: dict[str, Any]) -> nn.Module:
     if not library.is_model(name):
-        near = library.list_models(f"{name[:5]}*")[:8]
+        near = difflib.get_close_matches(name, library.list_models(), 6)
         raise ConfigError(f"{NAME} is '{name}', which timm {library.__version__} does not have; near it are {near}")
     try:
         network: nn.Module = library.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **arguments)

@@ -13,7 +13,7 @@ from mtl_lightning.features import FeatureSpec
 
 
 def build_trunk(name: str, names: Sequence[str], in_channels: int, first: str, **arguments: Any) -> nn.Module:
-    """Torchvision's network with random weights, for RGB or grey images.
+    """Torchvision's network with random weights and without its classifier, for RGB or grey images.
 
     Args:
         name: of the network.
@@ -28,6 +28,8 @@ def build_trunk(name: str, names: Sequence[str], in_channels: int, first: str, *
     if name not in names:
         raise ConfigError(f"model.encoder.init_args.name is '{name}', expected one of {list(names)}")
     trunk: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=1, **arguments)
+    for classifier in {"classifier", "fc", "head", "heads"} & dict(trunk.named_children()).keys():
+        delattr(trunk, classifier)
     if in_channels != 3:
         old: nn.Conv2d = trunk.get_submodule(first)  # type: ignore[assignment]
         new = nn.Conv2d(

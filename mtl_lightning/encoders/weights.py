@@ -213,7 +213,7 @@ def _check_shapes(mine: Mapping[str, Tensor], state: State, model: str, source: 
     if wrong:
         raise ConfigError(
             f"{KEY}: '{source}' has other shapes than {model}: {_some('found for expected', wrong)}; "
-            "set model.encoder.init_args to the network that the file belongs to (its init_args.name, widths, in_channels…)"
+            "set model.encoder.init_args to the network that the file belongs to (name, widths, image_size, in_channels…)"
         )
 
 
