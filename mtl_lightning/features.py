@@ -18,11 +18,13 @@ class FeatureSpec:
         channels: size of dimension 1.
         stride: input pixels per cell along each side (1 for the input itself).
         layout: ``map`` is [B, C, h, w], ``tokens`` [B, N, C], ``vector`` [B, C].
+        token: whether a class token comes with it.
     """
 
     channels: int
     stride: int = 1
     layout: Layout = "map"
+    token: bool = False
 
 
 @dataclass
@@ -32,10 +34,12 @@ class Features:
     Attributes:
         tensor: [B, C, h, w] for maps.
         valid: [B, 1, h, w] in 0..1, the share of each cell that is picture and not padding; None if all is picture.
+        token: [B, C], a transformer's summary of the whole picture; None from others.
     """
 
     tensor: Tensor
     valid: Tensor | None = None
+    token: Tensor | None = None
 
     def like(self, tensor: Tensor) -> "Features":
         """The same rows in a new tensor; the validity is shrunk to the new height and width, and what is padding alone is 0.
@@ -43,11 +47,11 @@ class Features:
         So padding looks to the next convolution like the border of a picture, and not like what biases have made of it.
         """
         if self.valid is None:
-            return Features(tensor)
+            return Features(tensor, token=self.token)
         valid = self.valid
         if valid.shape[-2:] != tensor.shape[-2:]:
             valid = F.adaptive_avg_pool2d(valid, (tensor.shape[-2], tensor.shape[-1]))
-        return Features(tensor * (valid > 0), valid)
+        return Features(tensor * (valid > 0), valid, self.token)
 
 
 def pool(features: Features, size: int = 1) -> Tensor:

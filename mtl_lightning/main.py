@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
@@ -119,7 +121,9 @@ class MTLCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a class refuses in its constructor is an error of the configuration."""
         try:
-            super().instantiate_classes()
+            # A checkpoint holds every weight; the file that training started from may be gone.
+            with without_pretrained() if self.checkpoint is not None else nullcontext():
+                super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             cause: BaseException = error
             while not isinstance(cause, MTLError) and cause.__cause__ is not None:
@@ -256,6 +260,7 @@ def main(args: ArgsType = None) -> None:
         SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed.
     """
     _quiet()
+    _show_ours()
     MTLCLI.claimed = None
     try:
         MTLCLI(
@@ -286,6 +291,22 @@ def _from_lightning(error: Exception) -> bool:
         module, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
     refused = isinstance(error, MisconfigurationException | ValueError | RuntimeError | ModuleNotFoundError)
     return refused and module.startswith(("lightning.pytorch", "lightning.fabric"))
+
+
+class _ToStderr(logging.Handler):
+    """The message alone, on the first process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print."""
+        rank_zero_only(print)(record.getMessage(), file=sys.stderr, flush=True)
+
+
+def _show_ours() -> None:
+    """Print what the parts without Lightning log, on the first process, as Lightning prints its own lines."""
+    logger = logging.getLogger("mtl_lightning")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_ToStderr())
 
 
 def _quiet() -> None:

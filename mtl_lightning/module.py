@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -16,6 +17,7 @@ from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
+from mtl_lightning.freeze import Freeze, Freezer
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.mixing import masked_loss
@@ -44,6 +46,7 @@ class MultiTaskModule(pl.LightningModule):
         only: train these of the configured tasks and leave the others out.
         encoder_lr: multiplies the learning rate of the architecture's parameters.
         heads_lr: multiplies the learning rate of the heads.
+        freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class MultiTaskModule(pl.LightningModule):
         only: list[str] | None = None,
         encoder_lr: float = 1.0,
         heads_lr: float = 1.0,
+        freeze: Freeze | None = None,
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
@@ -82,6 +86,8 @@ class MultiTaskModule(pl.LightningModule):
         self._checkpoint: dict[str, Any] | None = None
         self._unread: dict[str, float] = {}
         self._resting: list[nn.Parameter] = []
+        self._freeze = freeze
+        self._freezer: Freezer | None = None
         self._logged = -1
 
     def configure_model(self) -> None:
@@ -93,6 +99,7 @@ class MultiTaskModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
+        self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts()["train"] if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
@@ -114,9 +121,11 @@ class MultiTaskModule(pl.LightningModule):
         return {name: masked_loss(task, predictions[name], batch) for name, task in self.tasks.items()}  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """The first batch of an epoch starts new means (a resumed run may never see the epoch start)."""
+        """The first batch of an epoch starts new means and thaws (a resumed run may never see the epoch start)."""
         if batch_idx == 0:
             self.train_losses.reset()
+        if self._freezer is not None and (change := self._freezer.update(self.current_epoch)):
+            rank_zero_info(change)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective: weighted losses of the labelled elements of the global batch."""
@@ -143,6 +152,8 @@ class MultiTaskModule(pl.LightningModule):
         assert self.model is not None
         for penalty in self.model.architecture.penalties().values():
             objective = objective + penalty
+        if self._freezer is not None and self.trainer.world_size > 1:
+            objective = self._freezer.anchor(objective)
         self._present = set(present.tolist())
         self._log_step(values, shown, present)
         return objective
@@ -210,6 +221,8 @@ class MultiTaskModule(pl.LightningModule):
         """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
         for parameter in self._resting:
             parameter.grad = None
+        if self._freezer is not None:
+            self._freezer.drop()
 
     def _log_step(self, values: Tensor, weights: list[float], present: Tensor) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]

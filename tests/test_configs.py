@@ -16,7 +16,13 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=8", "--data.init_args.test_size=8"]
 PETS = ["--data.init_args.root={pets}", "--data.init_args.manifest=partial.csv", "--data.init_args.batch_size=4"]
 FOLDER = ["--data.init_args.root={pets}/folders", "--data.init_args.batch_size=4", "--data.init_args.image_size=32"]
-SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS, "folder": FOLDER}
+SMALL = {
+    "scenes": SCENES,
+    "scenes_wandb": SCENES,
+    "pets": PETS,
+    "pets_finetune": [*PETS, "--data.init_args.image_size=64"],
+    "folder": FOLDER,
+}
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
 
 

@@ -1,6 +1,7 @@
 """The encoder contract: a backbone as a sequence of stages."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,38 @@ class Stage(nn.Module):
         spec: what comes out.
     """
 
+    frozen = False
+    """Set by :meth:`freeze`."""
+
     def __init__(self, body: nn.Module, spec: FeatureSpec) -> None:
         super().__init__()
         self.body = body
         self.spec = spec
 
     def forward(self, features: Features) -> Features:
-        """One step through the backbone."""
+        """One step through the backbone; a frozen stage keeps no graph unless something before it learns."""
+        if self.frozen and not features.tensor.requires_grad:
+            with torch.no_grad():
+                return self.step(features)
+        return self.step(features)
+
+    def step(self, features: Features) -> Features:
+        """The step itself, for stages whose body is more than a map of one tensor."""
         return features.like(self.body(features.tensor))
+
+    def freeze(self, frozen: bool) -> None:
+        """Hold batch norm, dropout and stochastic depth in evaluation mode, whatever ``train()`` says; or let them go.
+
+        The parameters keep ``requires_grad``, which must not change once DistributedDataParallel has seen them: who trains
+        drops their gradients.
+        """
+        training = self.training or self.frozen
+        self.frozen = frozen
+        self.train(training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but a frozen stage stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
 
 
 class Encoder(nn.Module):
@@ -34,7 +59,11 @@ class Encoder(nn.Module):
         stages: in order; each continues where the one before ended.
         in_channels: 1 or 3.
         mean, std: per channel (or one number for all), taken from and divided out of the image in 0..1.
-        smallest: height and width that images must have at least.
+        smallest: height and width that images must have at least, one number, or one for each number of stages taken.
+        take: how many of the stages, from the first on; None takes all.
+
+    Raises:
+        ConfigError: more stages than there are, or numbers that do not fit the channels.
     """
 
     mean: Tensor
@@ -46,11 +75,18 @@ class Encoder(nn.Module):
         in_channels: int,
         mean: Sequence[float] | float,
         std: Sequence[float] | float,
-        smallest: int = 1,
+        smallest: int | Sequence[int] = 1,
+        take: int | None = None,
     ) -> None:
         super().__init__()
-        self.smallest = smallest
-        self.stages = nn.ModuleList(stages)
+        take = len(stages) if take is None else take
+        if not 1 <= take <= len(stages):
+            raise ConfigError(
+                f"model.encoder.init_args.stages is {take}, expected 1 to {len(stages)} or null for all: "
+                f"{type(self).__name__} has the stages {describe([stage.spec for stage in stages])}"
+            )
+        self.smallest = smallest if isinstance(smallest, int) else smallest[take - 1]
+        self.stages = nn.ModuleList(stages[:take])
         self.in_channels = in_channels
         for key, value in {"mean": mean, "std": std}.items():
             values = [value] * in_channels if isinstance(value, int | float) else list(value)
@@ -92,3 +128,8 @@ class Encoder(nn.Module):
             features = stage(features)
             pyramid.append(features)
         return pyramid
+
+
+def describe(specs: Sequence[FeatureSpec]) -> str:
+    """Stages for a message: their numbers, channels and strides."""
+    return ", ".join(f"{number} ({spec.channels} channels, stride {spec.stride})" for number, spec in enumerate(specs, start=1))

@@ -29,16 +29,25 @@ class GoogLeNet(Encoder):
     Args:
         in_channels: 3 for RGB, 1 for grey images (a first convolution with one channel).
         weights: one of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), downloaded on first use, or the path of a
-            state_dict file of torchvision's network; null starts from random weights. In both, RGB weights of the first
-            convolution are summed for grey images.
+            state_dict file of torchvision's network or of a checkpoint of ours; null starts from random weights. RGB weights
+            of the first convolution are summed for grey images.
         normalize: bring the image from 0..1 to -1..1. These weights were trained so, and not with ImageNet's mean and
             standard deviation (torchvision's network undoes those with its ``transform_input``).
+        stages: how many of the stages, from the first on; null takes all.
+        strict: whether missing and unexpected tensors in the weights are an error.
 
     Raises:
-        ConfigError: weights that are missing, broken or another network's.
+        ConfigError: more stages than there are, or weights that are missing, broken or another network's.
     """
 
-    def __init__(self, in_channels: Literal[1, 3] = 3, weights: str | None = None, normalize: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: Literal[1, 3] = 3,
+        weights: str | None = None,
+        normalize: bool = True,
+        stages: int | None = None,
+        strict: bool = True,
+    ) -> None:
         trunk = torchvision.models.GoogLeNet(num_classes=1, aux_logits=False, init_weights=False)
         del trunk.fc
         if in_channels != 3:
@@ -47,10 +56,10 @@ class GoogLeNet(Encoder):
         for module in trunk.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        load_weights(trunk, "googlenet", weights, first="conv1.conv.weight", classifier=["fc", "aux1", "aux2"])
-        stages = [
+        made = [
             Stage(nn.Sequential(OrderedDict((name, getattr(trunk, name)) for name in names)), FeatureSpec(width, 2**depth))
             for depth, (names, width) in enumerate(zip(LAYERS, CHANNELS, strict=True), start=1)
         ]
         mean, std = (0.5, 0.5) if normalize else (0.0, 1.0)
-        super().__init__(stages, in_channels, mean, std, smallest=15)
+        super().__init__(made, in_channels, mean, std, smallest=(1, 3, 7, 15, 15), take=stages)
+        load_weights(trunk, "googlenet", weights, "conv1.conv.weight", ["fc", "aux1", "aux2"], strict=strict, encoder=self)

@@ -3,10 +3,10 @@
 from collections import OrderedDict
 from typing import Literal, get_args
 
-import torchvision
 from torch import nn
 
 from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.trunk import build_trunk, out_channels
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
@@ -24,6 +24,8 @@ ResNetName = Literal[
     "wide_resnet101_2",
 ]
 
+LAYERS = (("conv1", "bn1", "relu"), ("maxpool", "layer1"), ("layer2",), ("layer3",), ("layer4",))
+
 
 class ResNet(Encoder):
     """ResNet, ResNeXt and wide ResNet.
@@ -36,14 +38,17 @@ class ResNet(Encoder):
         name: the network.
         in_channels: 3 for RGB, 1 for grey images (a first convolution with one channel).
         weights: one of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), downloaded on first use, or the path of a
-            state_dict file of torchvision's network; null starts from random weights. In both, RGB weights of the first
-            convolution are summed for grey images.
+            state_dict file of torchvision's network or of a checkpoint of ours; null starts from random weights. RGB weights
+            of the first convolution are summed for grey images.
         normalize: take ImageNet's mean out of the image in 0..1 and divide by its standard deviation.
         dilated: the last two stages keep stride 8 with dilated convolutions, for dense tasks (Chen et al., "Rethinking
             Atrous Convolution for Semantic Image Segmentation", 2017); resnet50 and larger.
+        stages: how many of the stages, from the first on; null takes all.
+        strict: whether missing and unexpected tensors in the weights are an error.
 
     Raises:
-        ConfigError: unknown name, dilation of a small network, or weights that are missing, broken or another network's.
+        ConfigError: unknown name, dilation of a small network, more stages than there are, or weights that are missing, broken
+            or another network's.
     """
 
     def __init__(
@@ -53,31 +58,19 @@ class ResNet(Encoder):
         weights: str | None = None,
         normalize: bool = True,
         dilated: bool = False,
+        stages: int | None = None,
+        strict: bool = True,
     ) -> None:
-        if name not in get_args(ResNetName):
-            raise ConfigError(f"model.encoder.init_args.name is '{name}', expected one of {list(get_args(ResNetName))}")
         if dilated and name in ("resnet18", "resnet34"):
             raise ConfigError(f"model.encoder.init_args.dilated: {name} has no dilated form, take resnet50 or larger, or false")
-        trunk = torchvision.models.get_model(
-            name, weights=None, num_classes=1, replace_stride_with_dilation=[False, dilated, dilated]
+        trunk = build_trunk(
+            name, get_args(ResNetName), in_channels, "conv1", replace_stride_with_dilation=[False, dilated, dilated]
         )
-        expansion = trunk.fc.in_features // 512
-        del trunk.fc
-        if in_channels != 3:
-            trunk.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-            nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
-        load_weights(trunk, name, weights, first="conv1.weight", classifier=["fc"])
-        bodies: list[OrderedDict[str, nn.Module]] = [
-            OrderedDict(conv1=trunk.conv1, bn1=trunk.bn1, relu=trunk.relu),
-            OrderedDict(maxpool=trunk.maxpool, layer1=trunk.layer1),
-            OrderedDict(layer2=trunk.layer2),
-            OrderedDict(layer3=trunk.layer3),
-            OrderedDict(layer4=trunk.layer4),
-        ]
+        expansion = out_channels(trunk.layer4) // 512  # type: ignore[arg-type]
+        parts = [nn.Sequential(OrderedDict((layer, trunk.get_submodule(layer)) for layer in part)) for part in LAYERS]
         channels = [64, *(expansion * width for width in (64, 128, 256, 512))]
         strides = [2, 4, 8, 8, 8] if dilated else [2, 4, 8, 16, 32]
-        stages = [
-            Stage(nn.Sequential(body), FeatureSpec(width, stride))
-            for body, width, stride in zip(bodies, channels, strides, strict=True)
-        ]
-        super().__init__(stages, in_channels, *(imagenet_normalisation(in_channels) if normalize else (0.0, 1.0)))
+        made = [Stage(part, FeatureSpec(width, stride)) for part, width, stride in zip(parts, channels, strides, strict=True)]
+        mean, std = imagenet_normalisation(in_channels) if normalize else (0.0, 1.0)
+        super().__init__(made, in_channels, mean, std, take=stages)
+        load_weights(trunk, name, weights, "conv1.weight", ["fc"], strict=strict, encoder=self)

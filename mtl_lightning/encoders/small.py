@@ -5,6 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.weights import load_own
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
 
@@ -18,9 +19,21 @@ class SmallCNN(Encoder):
         widths: channels of the stages; the default is the 3-64-128 network of many tutorials.
         in_channels: channels of the images.
         norm: with batch norm; without, the convolutions have a bias instead.
+        weights: the path of a checkpoint of ours or of a state_dict file of such an encoder; null starts from random weights.
+        strict: whether missing and unexpected tensors in the weights are an error.
+
+    Raises:
+        ConfigError: widths or channels below 1, or weights that are missing, broken or another encoder's.
     """
 
-    def __init__(self, widths: list[int] = [64, 128], in_channels: int = 3, norm: bool = True) -> None:  # noqa: B006
+    def __init__(
+        self,
+        widths: list[int] = [64, 128],  # noqa: B006
+        in_channels: int = 3,
+        norm: bool = True,
+        weights: str | None = None,
+        strict: bool = True,
+    ) -> None:
         if not widths or min(widths) < 1 or in_channels < 1:
             raise ConfigError(
                 f"model.encoder.init_args: widths is {widths} and in_channels {in_channels}, expected one number >= 1 per "
@@ -38,3 +51,4 @@ class SmallCNN(Encoder):
             stages.append(Stage(nn.Sequential(body), FeatureSpec(width, 2**depth)))
             previous = width
         super().__init__(stages, in_channels, mean=0.0, std=1.0, smallest=2 ** len(widths))
+        load_own(self, weights, "stages.0.body.conv.weight", strict)

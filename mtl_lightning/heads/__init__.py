@@ -4,6 +4,7 @@ from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.fcn import FCN
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.heads.mlp import MLP
+from mtl_lightning.heads.token import ClassToken
 from mtl_lightning.heads.unet import UNet
 
-__all__ = ["FCN", "MLP", "Head", "Linear", "UNet"]
+__all__ = ["FCN", "MLP", "ClassToken", "Head", "Linear", "UNet"]

@@ -33,3 +33,15 @@ def need_maps(head: str, specs: Sequence[FeatureSpec]) -> None:
     """Raise :class:`ConfigError` unless every feature of the pyramid is a map."""
     if not specs or any(spec.layout != "map" for spec in specs):
         raise ConfigError(f"head {head} needs feature maps, the encoder gives {[spec.layout for spec in specs]}")
+
+
+def need_pyramid(head: str, specs: Sequence[FeatureSpec]) -> None:
+    """Raise :class:`ConfigError` where several maps all have one stride, as a plain transformer's: there are no finer ones."""
+    need_maps(head, specs)
+    strides = [spec.stride for spec in specs]
+    if len(strides) > 1 and min(strides) == max(strides):
+        raise ConfigError(
+            f"head {head} needs a pyramid, maps of several strides; the encoder gives {len(specs)} maps, all of stride "
+            f"{strides[0]}. Set the task's init_args.head to one that reads the last map alone (FCN for dense tasks; Linear or "
+            "MLP for the others), or take an encoder with a pyramid (ResNet, ConvNeXt, Swin, …)"
+        )

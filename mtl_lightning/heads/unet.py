@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
-from mtl_lightning.heads.base import Head, need_maps
+from mtl_lightning.heads.base import Head, need_pyramid
 from mtl_lightning.heads.blocks import conv3x3, resize
 
 
@@ -49,14 +49,14 @@ class UNet(Head):
         norm: with batch norm.
 
     Raises:
-        ConfigError: a feature that is not a map, or widths that do not fit the pyramid.
+        ConfigError: a feature that is not a map, maps of one stride alone, or widths that do not fit the pyramid.
     """
 
     dense = True
 
     def __init__(self, specs: Sequence[FeatureSpec], channels: int, widths: list[int] | None = None, norm: bool = True) -> None:
         super().__init__()
-        need_maps(type(self).__name__, specs)
+        need_pyramid(type(self).__name__, specs)
         skips = [spec.channels for spec in reversed(specs[:-1])]
         if widths is None:
             widths = [max(16, min(skip // 2, 128 >> step)) for step, skip in enumerate(skips)]

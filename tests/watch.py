@@ -1,0 +1,32 @@
+"""Callbacks that look at a run."""
+
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+
+class Watch(Callback):
+    """Keeps the encoder's state after every batch, and which of its parameters had a gradient in every optimizer step."""
+
+    states: ClassVar[list[tuple[int, dict[str, Tensor]]]] = []
+    learnt: ClassVar[list[tuple[int, set[str]]]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.model.architecture.encoder.named_parameters()
+        self.learnt.append((trainer.current_epoch, {name for name, parameter in named if parameter.grad is not None}))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        state = pl_module.model.architecture.encoder.state_dict()
+        self.states.append((trainer.current_epoch, {key: tensor.clone() for key, tensor in state.items()}))
+
+
+class SameEverywhere(Callback):
+    """Ends the run unless all processes have the same weights, bit for bit, after every optimizer step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        mine = torch.cat([parameter.detach().flatten() for parameter in pl_module.parameters()])
+        everyone = pl_module.all_gather(mine)
+        assert trainer.world_size == len(everyone) == 2
+        assert torch.equal(everyone[0], everyone[1]), f"processes differ after batch {batch_idx} of epoch {trainer.current_epoch}"
