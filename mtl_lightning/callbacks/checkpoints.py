@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from mtl_lightning.errors import CheckpointError
 from mtl_lightning.monitor import check_monitor, direction
 from mtl_lightning.storage import replacing
 
