@@ -23,3 +23,7 @@ class StorageError(MTLError):
 
 class TrainingError(MTLError):
     """Training cannot go on (a loss that is not a number, for example)."""
+
+
+class ExportError(MTLError):
+    """A trained model cannot be written for other programs, or what was written gives other outputs."""

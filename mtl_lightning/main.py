@@ -21,28 +21,36 @@ import mtl_lightning.encoders
 import mtl_lightning.heads
 import mtl_lightning.schedule
 import mtl_lightning.tasks
-import mtl_lightning.weighting  # noqa: F401 - imported so that their classes can be named without their packages
-from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO, load_checkpoint
+import mtl_lightning.weighting
+from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
-from mtl_lightning.callbacks.predictions import PredictionWriter
+from mtl_lightning.callbacks.predictions import PredictionWriter, check_folder
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
+from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.pictures import check_pictures, find_pictures
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
+from mtl_lightning.exporting import command as export_command
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
+# Classes that are imported can be named without their package; those of the data room are imported on first use.
+for _name in mtl_lightning.data.__all__:
+    getattr(mtl_lightning.data, _name)
+
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
 
+HELP = "Multi-task learning from partly labelled data. Beside the subcommands below: export (see export --help)."
 DEBUG = "MTL_LIGHTNING_DEBUG"
 """Environment variable that, set to anything, shows where an error comes from."""
 
@@ -89,6 +97,8 @@ class MTLCLI(LightningCLI):
         else:
             self.checkpoint, self.folder = self._decide(root, name, which)
             os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
+        if self.subcommand == "predict":
+            check_folder(self._predictions())
         self.resumed = self.subcommand == "fit" and which == "last"
         resolved = config.clone()
         if "ckpt_path" in resolved:
@@ -134,6 +144,24 @@ class MTLCLI(LightningCLI):
         """One seed for all, unless the data module has its own."""
         if self.datamodule.seed is None:
             self.datamodule.seed = self.config[self.subcommand].seed_everything
+        if self.subcommand == "predict" and (inputs := self.config[self.subcommand].inputs) is not None:
+            self._take_inputs(Path(inputs))
+
+    def _take_inputs(self, inputs: Path) -> None:
+        """Predict pictures of one's own: what tasks know comes from the checkpoint, no data of the run's is needed."""
+        config = self.config[self.subcommand]
+        pictures = find_pictures(inputs, config.column or self.datamodule.image)
+        if config.on_error == "raise":
+            check_pictures(pictures)
+        self.datamodule.pictures = pictures, config.on_error
+        assert self.checkpoint is not None
+        restore_tasks(dict(self.model.tasks.items()), load_checkpoint(self.checkpoint)["state_dict"])
+        if pictures.note:
+            rank_zero_only(print)(pictures.note, flush=True)
+
+    def _predictions(self) -> Path:
+        folder = self.config[self.subcommand].folder
+        return Path(folder) if folder else self.folder / "predictions"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
@@ -170,7 +198,8 @@ class MTLCLI(LightningCLI):
                 self._save_config(dump)
             rank_zero_only(print)(f"Run folder {self.folder}", flush=True)
         if self.subcommand == "predict":
-            callbacks.append(PredictionWriter(self.folder / "predictions"))
+            source = {"checkpoint": str(self.checkpoint), "inputs": self.config.predict.inputs or "the test split"}
+            callbacks.append(PredictionWriter(self._predictions(), source))
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)
@@ -262,7 +291,11 @@ def main(args: ArgsType = None) -> None:
     _quiet()
     _show_ours()
     MTLCLI.claimed = None
+    words = sys.argv[1:] if args is None else args
     try:
+        if isinstance(words, list) and words[:1] == ["export"]:
+            export_command(words[1:])
+            return
         MTLCLI(
             MultiTaskModule,
             MultiTaskDataModule,
@@ -273,6 +306,7 @@ def main(args: ArgsType = None) -> None:
             parser_class=TaskKeepingParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
+            parser_kwargs={"description": HELP},
             args=args,
         )
     except Exception as error:

@@ -15,6 +15,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.pictures import Unreadable
+from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.freeze import Freeze, Freezer
@@ -24,6 +26,7 @@ from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.predictor import forward_each
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import MaskedLoss, Task
@@ -101,7 +104,7 @@ class MultiTaskModule(pl.LightningModule):
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
-        counts = datamodule.counts()["train"] if datamodule is not None else {}
+        counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in SPLITS[1:]})
@@ -289,15 +292,9 @@ class MultiTaskModule(pl.LightningModule):
         """Losses and metrics; returns the predictions for callbacks."""
         return self._evaluate("test", batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Decoded predictions with the samples' names; dense ones without padding."""
-        predictions = self(batch.inputs, batch.padding)
-        decoded = {name: task.decode(predictions[name].float()) for name, task in self.tasks.items()}  # type: ignore[operator]
-        for name, task in self.tasks.items():
-            if task.target.dense:  # type: ignore[union-attr]
-                extents = [batch.extent(row) for row in range(len(batch))]
-                decoded[name] = [value[..., :h, :w] for value, (h, w) in zip(decoded[name], extents, strict=True)]
-        return {"ids": batch.ids, "predictions": decoded}
+    def predict_step(self, batch: Sequence[Prepared | Unreadable], batch_idx: int) -> list[dict[str, Tensor]]:
+        """Raw predictions of each picture that can be read."""
+        return forward_each(self, [item for item in batch if isinstance(item, Prepared)], self.device)
 
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
         predictions: dict[str, Tensor] = self(batch.inputs, batch.padding)

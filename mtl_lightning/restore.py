@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from mtl_lightning.checkpoint import restore_tasks
 from mtl_lightning.errors import CheckpointError
 
 LISTED = 8
@@ -27,20 +28,7 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
         CheckpointError: it does not fit.
     """
     tasks: dict[str, Any] = dict(module.tasks.items())  # type: ignore[union-attr, operator]
-    names = {key.split(".")[1] for key in theirs if key.startswith("tasks.")}
-    if names != set(tasks):
-        raise CheckpointError(
-            f"the checkpoint has the tasks {sorted(names)}, this run has {sorted(tasks)}; "
-            "name the same tasks (model.tasks, model.only) or start a new run"
-        )
-    for name, task in tasks.items():
-        facts = theirs[f"tasks.{name}._extra_state"]
-        if facts.get("kind") != task.kind:
-            raise CheckpointError(
-                f"task '{name}' of the checkpoint has labels of kind {facts.get('kind')}, here it is a {type(task).__name__} of "
-                f"kind {task.kind}; configure the task that was trained"
-            )
-        task.restore(facts)
+    restore_tasks(tasks, theirs)
     mine = module.state_dict()
     losses = {key: value for key, value in mine.items() if key.startswith("train_losses.")}
     if any(key not in theirs or theirs[key].shape != value.shape for key, value in losses.items()):

@@ -47,6 +47,8 @@ def test_there_are_ten_things() -> None:
 def arguments(command: str) -> list[str]:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "mtl_lightning"], command
+    if "--config" not in words:
+        return words[3:]
     config = words[words.index("--config") + 1]
     place = words.index("--config") + 2
     small = SMALL.get(config, ["--data.init_args.num_workers=0"])
@@ -84,6 +86,8 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
             main(arguments(command))
     for run in ("scenes", "pets", "scenes-uw", "depth-alone", "noise"):
         assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
+    runpy.run_path(str(place / "deploy.py"))
+    assert (place / "predicted/predictions.csv").exists()
     assert (place / "runs/scenes-2/predictions/predictions.csv").exists() or list(place.glob("runs/*/predictions"))
 
 

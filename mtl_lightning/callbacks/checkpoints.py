@@ -44,28 +44,6 @@ def _then(folder: Path) -> str:
     return f"as saved before: {', '.join(left)}; make room or permit writing, then go on with --ckpt_path last"
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, safely.
-
-    Raises:
-        CheckpointError: the file is missing, broken, or holds more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint; give --ckpt_path last, best, or the path of a .ckpt file")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file fails in many ways inside zipfile, pickle and torch; what was raised is in the message.
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: {first[:160]}); "
-            "it may be truncated, or not from this framework: use an earlier checkpoint of the run"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no training state (no 'state_dict'); use a checkpoint of fit")
-    return checkpoint
-
-
 def validation_due(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether the trainer validates right after this training batch."""
     if not trainer.enable_validation:

@@ -1,41 +1,71 @@
-"""Predictions on disk: one CSV, and a file a row for what is no single value."""
+"""Predictions on disk: one CSV, files for what is no single value, and a contact sheet."""
 
 import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch import Callback
-from torch import Tensor
 
+from mtl_lightning.analysis.sheet import Cell, contact_sheet
+from mtl_lightning.data.pictures import Unreadable
+from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.errors import ConfigError
+from mtl_lightning.predictor import to_results
+from mtl_lightning.storage import writing
+from mtl_lightning.tasks.base import Task
+from mtl_lightning.tasks.results import Result
+
+SHOWN = 12
+"""Pictures of the contact sheet, spread over all."""
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder that predictions are written to until they are whole; raises :class:`ConfigError` where there are some."""
+    partial = folder.with_name(folder.name + ".partial")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} has files already; move them away, or choose another place with --folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; choose another place with --folder")
+    if partial.exists():
+        raise ConfigError(
+            f"{partial} is there: a predict is running, or was cut off; move it away, or choose another place with --folder"
+        )
+    return partial
 
 
 class PredictionWriter(Callback):
-    """``predictions.csv`` with a row per sample and a column per task.
+    """``predictions.csv`` with a row per picture; masks, depth and normals as files whose paths stand in the cells.
 
-    Class names, label names joined by ``|`` and numbers stand in the cell; masks, depth and normals are written to
-    ``TASK/ROW.npy`` at the size the network saw, and the cell holds that path.
+    All is written as it comes into ``FOLDER.partial``, which gets its name only when it is whole.
 
     Args:
         folder: new, or empty.
+        source: what is predicted and with what, for ``predictions.json``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: dict[str, Any] | None = None) -> None:
         self.folder = Path(folder)
+        self.partial = check_folder(self.folder)
+        self.source = source or {}
         self._file: Any = None
+        self._table: csv.DictWriter[str] | None = None
         self._row = 0
+        self._cells: list[Cell] = []
+        self._skipped: list[Unreadable] = []
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the table."""
         if trainer.world_size > 1:
             raise ConfigError("predict runs on one process: set trainer.devices to 1")
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise ConfigError(f"{self.folder} has predictions already; move them away first")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / "predictions.csv").open("w", newline="", encoding="utf-8")
-        csv.writer(self._file).writerow(["id", *pl_module.tasks])  # type: ignore[misc]
+        with self._writing():
+            self.partial.mkdir(parents=True)
+            self._file = (self.partial / "predictions.csv").open("w", newline="", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -47,23 +77,77 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a batch."""
-        table = csv.writer(self._file)
-        for position, name in enumerate(outputs["ids"]):
-            cells = [self._cell(task, values[position]) for task, values in outputs["predictions"].items()]
-            table.writerow([name, *cells])
-            self._row += 1
+        tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
+        pictures = [item for item in batch if isinstance(item, Prepared)]
+        self._skipped += [item for item in batch if isinstance(item, Unreadable)]
+        shown = _spread(batch_idx, int(trainer.num_predict_batches[0]), len(pictures))
+        for number, (picture, raw) in enumerate(zip(pictures, outputs, strict=True)):
+            with self._writing():
+                self._write(picture.id, to_results(tasks, raw, picture.frame))
+            if number in shown:
+                kept = {name: tensor.cpu() for name, tensor in raw.items()}
+                self._cells.append(Cell(picture.id, picture.image.cpu(), kept))
 
-    def _cell(self, task: str, value: Any) -> str:
-        if isinstance(value, Tensor):
-            path = self.folder / task / f"{self._row:06d}.npy"
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, value.cpu().numpy())
-            return f"{task}/{path.name}"
-        if isinstance(value, list):
-            return "|".join(f"{item:.6g}" if isinstance(item, float) else str(item) for item in value)
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    def _write(self, name: str, results: dict[str, Result]) -> None:
+        stem = re.sub(r"\W+", "_", Path(name).stem)[:60]
+        row = {"id": name}
+        for task, result in results.items():
+            place = self.partial / task / f"{self._row:06d}_{stem}"
+            files = _saved(result, place)
+            paths = {column: path.relative_to(self.partial).as_posix() for column, path in files.items()}
+            row |= {f"{task}.{column}" if column else task: cell for column, cell in (result.cells() | paths).items()}
+        if self._table is None:
+            self._table = csv.DictWriter(self._file, list(row))
+            self._table.writeheader()
+        self._table.writerow(row)
+        self._file.flush()
+        self._row += 1
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the table."""
-        self._file.close()
-        print(f"{self._row} predictions are in {self.folder / 'predictions.csv'}", flush=True)
+        """Close the table, draw the sheet, and give the folder its name."""
+        tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
+        with self._writing():
+            self._file.close()
+            about = self.source | {"pictures": self._row, "tasks": {name: task.describe() for name, task in tasks.items()}}
+            (self.partial / "predictions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            if self._skipped:
+                with (self.partial / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
+                    csv.writer(file).writerows([("id", "reason"), *self._skipped])
+            if self._cells:
+                contact_sheet(self._cells, tasks, self.partial / "contact_sheet.png")
+            if self.folder.is_dir():
+                self.folder.rmdir()
+            os.replace(self.partial, self.folder)
+        print("\n".join([*self._notes(), f"{self._row} predictions are in {self.folder / 'predictions.csv'}"]), flush=True)
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self._skipped:
+            first = "; ".join(f"{item.id}: {item.reason}" for item in self._skipped[:3])
+            more = "; …" if len(self._skipped) > 3 else ""
+            notes.append(f"Left out, cannot be read: {len(self._skipped)} pictures, all in skipped.csv ({first}{more})")
+        return notes
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Say what is left."""
+        if self._file is not None and not self._file.closed:
+            self._file.close()
+            print(f"Cut off: the first {self._row} predictions are in {self.partial}", flush=True)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.partial, "make room, or choose another place with --folder")
+
+
+def _saved(result: Result, stem: Path) -> dict[str, Path]:
+    try:
+        return result.save(stem)
+    except FileNotFoundError:
+        # The first file of a task; most tasks have none and get no folder.
+        stem.parent.mkdir()
+        return result.save(stem)
+
+
+def _spread(batch: int, batches: int, rows: int) -> Sequence[int]:
+    """Which rows of a batch are on the sheet."""
+    places = ((number + 0.5) * batches / SHOWN for number in range(SHOWN))
+    return sorted({int((place - batch) * rows) for place in places if int(place) == batch})

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from mtl_lightning.callbacks.checkpoints import load_checkpoint
+from mtl_lightning.checkpoint import load_checkpoint
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.storage import replace_text
 

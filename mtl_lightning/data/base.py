@@ -11,14 +11,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
-from mtl_lightning.batch import Batch
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.pictures import FilesToPredict, OnError, Pictures, RowsToPredict, Unreadable, as_they_are
+from mtl_lightning.data.prepare import Preparation, Prepared
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.transforms import compose
-from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.errors import ConfigError, DataError, MTLError
 from mtl_lightning.mixing import Mixing
 from mtl_lightning.tasks.base import Task
 
@@ -82,6 +84,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.tasks: dict[str, Task] | None = None
         self.configured: list[str] = []
         self.splits: dict[str, LabelledDataset] = {}
+        self.image = "image"
+        self.pictures: tuple[Pictures, OnError] | None = None
 
     @abstractmethod
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
@@ -104,6 +108,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
             module: Any = self.trainer.lightning_module
             self.tasks, self.configured = dict(module.tasks.items()), module.configured
+        if stage == "predict" and self.pictures is not None:
+            return  # the tasks know from the checkpoint what they learnt
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
             return
@@ -225,18 +231,28 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return self._loader("test", train=False)
 
     def predict_dataloader(self) -> "_Batches":
-        """The test split, in order."""
-        return _Batches(self._loader("test", train=False))
+        """The pictures that :attr:`pictures` names, or else those of the test split, in order and one by one."""
+        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
+        rows: FilesToPredict | RowsToPredict
+        if self.pictures is not None:
+            rows = FilesToPredict(self.pictures[0], preparation, self.pictures[1])
+        else:
+            rows = RowsToPredict(self.splits["test"], preparation, self.seed or 0)
+        return _Batches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
 
 
 class _Batches:
-    """A loader's batches and nothing else: the trainer takes a ``DataLoader`` apart for predict and cannot put ours together."""
+    """A loader's batches and nothing else: the trainer would take a ``DataLoader`` apart; errors of workers are raised here."""
 
-    def __init__(self, loader: ResumableLoader) -> None:
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+    def __iter__(self) -> Iterator[list[Prepared | Unreadable]]:
+        for items in self.loader:
+            for item in items:
+                if isinstance(item, MTLError):
+                    raise item
+            yield items
 
     def __len__(self) -> int:
         return len(self.loader)

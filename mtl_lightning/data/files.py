@@ -97,8 +97,13 @@ def read_image(root: str, text: str, channels: int) -> tv_tensors.Image:
         DataError: it is missing or broken, or its pixels are floating-point numbers, whose range nobody knows.
     """
     with _naming(text), Image.open(resolve(root, text)) as image:
-        image.load()
-        pixels = np.array(_convert(image, text, "RGB" if channels == 3 else "L"))
+        return as_pixels(image, text, channels)
+
+
+def as_pixels(image: Image.Image, text: str, channels: int) -> tv_tensors.Image:
+    """The pixels of an opened picture as :func:`read_image` gives them; raises what Pillow raises for broken files."""
+    image.load()
+    pixels = np.array(_convert(image, text, "RGB" if channels == 3 else "L"))
     return tv_tensors.Image(torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous())
 
 

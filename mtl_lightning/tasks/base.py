@@ -12,7 +12,9 @@ from torchmetrics import Metric, MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import CheckpointError, ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
+from mtl_lightning.tasks.results import Result, Value
 
 HeadFactory = Callable[[Sequence[FeatureSpec], int], Head]
 """Builds a head from the specs of the feature pyramid (finest first) and the number of output channels."""
@@ -94,6 +96,8 @@ class Task(nn.Module):
     """The likelihood that the loss belongs to, for uncertainty weighting."""
     terms: tuple[str, ...] = ("loss",)
     """The names of the loss terms."""
+    meaning: ClassVar[str] = "raw"
+    """What :meth:`interpret` gives, for the description beside an exported model."""
     names: list[str] | None = None
     """The names of the classes, labels or numbers; where None a data module sets what it finds in the training split."""
 
@@ -175,6 +179,27 @@ class Task(nn.Module):
     def decode(self, prediction: Tensor) -> list[Any]:
         """Raw predictions [B, channels, ...] for people: a name, a number, a mask, metres; one per row."""
 
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """What raw predictions mean, as one tensor that can be exported: probabilities, real units, unit vectors.
+
+        Args:
+            prediction: [B, channels, ...], raw as the head gives it.
+
+        Returns:
+            float32 [B, ...]; this base class returns the raw prediction.
+        """
+        return at_least_float32(prediction)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """One row's prediction as a plain object.
+
+        Args:
+            value: one of what :meth:`decode` returns; of a dense task a tensor at the stored picture's size.
+            meaning: the row of :meth:`interpret`, at the network's size.
+            frame: where the network's pixels are in the stored picture.
+        """
+        return Value(value)
+
     @abstractmethod
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """Draw one row: the prediction if given, else the target if given, else that there is no label.
@@ -203,6 +228,11 @@ class Task(nn.Module):
     def facts(self) -> dict[str, Any]:
         """What was learnt from the training labels, as plain numbers, strings and lists."""
         return {}
+
+    def describe(self) -> dict[str, Any]:
+        """All that a reader of predictions needs to know, as plain values: kind, names, unit and what was learnt."""
+        words = {"class": type(self).__name__, "kind": self.kind, "auxiliary": self.auxiliary, "output": self.meaning}
+        return words | {"unit": getattr(self, "unit", "")} | self.facts()
 
     def restore(self, facts: dict[str, Any]) -> None:
         """Take over what :meth:`facts` returned in another run."""

@@ -13,11 +13,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.classification import ClassificationScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import RIGHT, WRONG, no_label, write
+from mtl_lightning.tasks.results import Category, Result
 
 NUMBERED = 12
 """The numbers of more classes would not fit into the cells of a confusion matrix."""
@@ -45,6 +47,7 @@ class Classification(Task):
     """
 
     kind: ClassVar[Kind] = "class"
+    meaning: ClassVar[str] = "probability of each class [B, C]"
     class_weights: Tensor | None
     frequencies: Tensor | None
 
@@ -157,6 +160,15 @@ class Classification(Task):
         """The most probable class's name per row."""
         names = self._classes()
         return [names[index] for index in prediction.argmax(1).tolist()]
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Probabilities [B, C]."""
+        return at_least_float32(prediction).softmax(1)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The class with its probability."""
+        probabilities = dict(zip(self._classes(), meaning.tolist(), strict=True))
+        return Category(value, probabilities[value], probabilities)
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The class in words, the predicted one with its probability, green where right and red where wrong."""

@@ -14,11 +14,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.unet import UNet
 from mtl_lightning.metrics.depth import DepthScores
 from mtl_lightning.tasks.base import Count, HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import no_label, show_image
+from mtl_lightning.tasks.results import DepthMap, Result
 
 LN2 = math.log(2)
 UNLABELLED = 0.6
@@ -88,6 +90,7 @@ class Depth(Task):
     """
 
     kind: ClassVar[Kind] = "depth"
+    meaning: ClassVar[str] = "distance of every pixel in the unit [B, 1, H, W]"
     median: Tensor
 
     def __init__(
@@ -204,6 +207,23 @@ class Depth(Task):
     def decode(self, prediction: Tensor) -> list[Any]:
         """Depth [H, W] per row, in the labels' unit."""
         return list(self._shown(prediction.detach())[:, 0].cpu())
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Distances [B, 1, H, W] in the labels' unit."""
+        return self._shown(prediction)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The depth map."""
+        return DepthMap(value.numpy(), self.unit, self.step)
+
+    @property
+    def step(self) -> float:
+        """Units per grey level of a picture of 16 bits: a power of ten, small enough for five times the median."""
+        return 10.0 ** math.ceil(math.log10(5 * self.median.item() / 65535))
+
+    def describe(self) -> dict[str, Any]:
+        """With the scale of pictures of 16 bits."""
+        return super().describe() | {"png_step": self.step}
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """Colours from near (dark) to far over the truth's range where there is one; grey where there is no label."""

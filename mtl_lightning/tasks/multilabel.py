@@ -12,11 +12,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.multilabel import MultiLabelScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import RIGHT, WRONG, no_label, write
+from mtl_lightning.tasks.results import Labels, Result
 
 
 class MultiLabel(Task):
@@ -35,6 +37,7 @@ class MultiLabel(Task):
     """
 
     kind: ClassVar[Kind] = "multilabel"
+    meaning: ClassVar[str] = "probability of each label [B, L]"
     rates: Tensor | None
 
     def __init__(
@@ -133,6 +136,14 @@ class MultiLabel(Task):
         """The names of the labels with a probability of at least one half, per row."""
         names = self._labels()
         return [[name for name, yes in zip(names, row, strict=True) if yes] for row in (prediction >= 0).tolist()]
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Probabilities [B, L]."""
+        return at_least_float32(prediction).sigmoid()
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The labels that hold, with all probabilities."""
+        return Labels(value, dict(zip(self._labels(), meaning.tolist(), strict=True)))
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The labels that hold in words, green where all known ones are right and red where one is wrong."""

@@ -10,11 +10,13 @@ from torchmetrics import MetricCollection
 
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.unet import UNet
 from mtl_lightning.metrics.normals import NormalScores
 from mtl_lightning.tasks.base import Count, HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import no_label, show_image
+from mtl_lightning.tasks.results import NormalMap, Result
 
 UNLABELLED = 0.6
 TINY = 1e-6
@@ -40,6 +42,7 @@ class SurfaceNormals(Task):
     """
 
     kind: ClassVar[Kind] = "normals"
+    meaning: ClassVar[str] = "unit vector of every pixel, x to the right, y up, z to the viewer [B, 3, H, W]"
     terms = ("cosine",)
     mean: Tensor
 
@@ -125,6 +128,14 @@ class SurfaceNormals(Task):
     def decode(self, prediction: Tensor) -> list[Any]:
         """Unit vectors [3, H, W] per row."""
         return list(unit(prediction.detach().float(), 1, TINY).cpu())
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Unit vectors [B, 3, H, W]."""
+        return unit(at_least_float32(prediction), 1, TINY)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The map of normals."""
+        return NormalMap(value.movedim(0, -1).contiguous().numpy())
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """x, y, z as red, green, blue; grey where there is no label."""

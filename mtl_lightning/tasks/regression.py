@@ -13,11 +13,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.regression import RegressionScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import RIGHT, no_label, show_image, write
+from mtl_lightning.tasks.results import Box, Numbers, Result
 
 BOX = ["x0", "y0", "x1", "y1"]
 """Numbers of these names are a box's corners as fractions of width and height, and are drawn as one."""
@@ -46,6 +48,7 @@ class Regression(Task):
     """
 
     kind: ClassVar[Kind] = "numbers"
+    meaning: ClassVar[str] = "numbers in real units [B, D]; of a box, fractions of the width and height that the network sees"
     mean: Tensor | None
     std: Tensor | None
     centre: Tensor | None
@@ -202,6 +205,18 @@ class Regression(Task):
         """Numbers in real units per row: a list, or the number itself where there is only one."""
         rows = self._real(prediction).tolist()
         return [row[0] for row in rows] if self.channels == 1 else rows
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Numbers in real units [B, D]."""
+        return self._real(prediction)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The numbers by name; a box in pixels of the stored picture."""
+        numbers = dict(zip(self._numbers(), value if isinstance(value, list) else [value], strict=True))
+        if self.names != BOX:
+            return Numbers(numbers, self.unit)
+        (y0, x0), (y1, x1) = frame.stored(numbers["y0"], numbers["x0"]), frame.stored(numbers["y1"], numbers["x1"])
+        return Box(x0, y0, x1, y1)
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The numbers in words; a box in the picture, solid where predicted and dashed where true."""

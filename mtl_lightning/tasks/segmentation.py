@@ -17,11 +17,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import IGNORE, Kind, TargetSpec
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.unet import UNet
 from mtl_lightning.metrics.segmentation import SegmentationScores, iou_key
 from mtl_lightning.tasks.base import Count, HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import no_label, show_image
+from mtl_lightning.tasks.results import Mask, Result
 
 COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f")
 UNLABELLED = (0.6, 0.6, 0.6)
@@ -83,6 +85,7 @@ class SemanticSegmentation(Task):
     """
 
     kind: ClassVar[Kind] = "mask"
+    meaning: ClassVar[str] = "probability of each class for every pixel [B, C, H, W]"
     names: list[str]
     log_frequencies: Tensor
     class_weights: Tensor | None
@@ -204,6 +207,23 @@ class SemanticSegmentation(Task):
     def decode(self, prediction: Tensor) -> list[Any]:
         """A mask of class indices [H, W] per row, uint8 (int32 for more than 256 classes)."""
         return list(self._classes(prediction.detach()).to(torch.uint8 if len(self.names) <= 256 else torch.int32).cpu())
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Probabilities [B, C, H, W]."""
+        prediction = at_least_float32(prediction)
+        if self.binary:
+            foreground = prediction.sigmoid()
+            return torch.cat([1 - foreground, foreground], 1)
+        return prediction.softmax(1)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The mask with the classes' names and colours."""
+        colors = (palette(len(self.names)) * 255).round().int().tolist()
+        return Mask(value.numpy(), list(self.names), [(red, green, blue) for red, green, blue in colors])
+
+    def describe(self) -> dict[str, Any]:
+        """With the class indices that pixels of a mask hold."""
+        return super().describe() | {"pixels": dict(enumerate(self.names))}
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The classes' colours over the picture, grey where there is no label."""

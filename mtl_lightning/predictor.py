@@ -1,0 +1,168 @@
+"""A trained model for use in Python: any picture in, plain typed results out. No Lightning."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtl_lightning.data.prepare import Preparation, Prepared, as_image
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.frame import Frame
+from mtl_lightning.model import MultiTaskModel
+from mtl_lightning.tasks.base import Task
+from mtl_lightning.tasks.results import Result
+
+Network = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def forward_each(network: Network, pictures: Sequence[Prepared], device: torch.device | str) -> list[dict[str, Tensor]]:
+    """Raw predictions of pictures of any sizes, each as if it were alone: those of one size go through the network together.
+
+    Args:
+        network: from named inputs to each task's raw predictions.
+        pictures: prepared.
+        device: of the network.
+
+    Returns:
+        For each picture its tasks' raw predictions, without the batch dimension.
+    """
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for position, picture in enumerate(pictures):
+        sizes.setdefault(tuple(picture.image.shape), []).append(position)
+    rows: list[dict[str, Tensor]] = [{} for _ in pictures]
+    for alike in sizes.values():
+        image = torch.stack([pictures[position].image for position in alike]).to(device)
+        for name, prediction in network({"image": image}).items():
+            for position, row in zip(alike, prediction, strict=True):
+                rows[position][name] = row.float()
+    return rows
+
+
+def to_results(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], frame: Frame) -> dict[str, Result]:
+    """What the raw predictions of one picture mean; dense ones at the size of the stored picture."""
+    results = {}
+    for name, task in tasks.items():
+        row = raw[name]
+        value = frame.back(row, task.decode, task.target.fill) if task.target.dense else task.decode(row[None])[0]
+        results[name] = task.result(value, task.interpret(row[None])[0], frame)
+    return results
+
+
+class Predictor(nn.Module):
+    """A multi-task model with its tasks and the way pictures are prepared for it.
+
+    Args:
+        model: trained.
+        tasks: those to predict, by name, each with what it learnt from the training labels.
+        preparation: the evaluation transforms, image size and channels.
+    """
+
+    def __init__(self, model: MultiTaskModel, tasks: Mapping[str, Task], preparation: Preparation | None = None) -> None:
+        super().__init__()
+        self.model = model
+        for name, task in tasks.items():
+            task.name = name
+        self.tasks = nn.ModuleDict(dict(tasks))
+        self.preparation = preparation or Preparation()
+        self.model.heads = nn.ModuleDict({name: model.heads[name] for name in tasks})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def forward(self, image: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
+        """Raw predictions: logits, standardised numbers; a task's ``interpret`` makes probabilities and real units of them.
+
+        Args:
+            image: [B, C, H, W] in 0..1, not normalised, on the model's device.
+            padding: bool [B, H, W], True where a picture was filled up.
+
+        Returns:
+            Per task [B, channels], or [B, channels, H, W] from dense heads.
+        """
+        predictions: dict[str, Tensor] = self.model({"image": image}, padding)
+        return predictions
+
+    def predict(self, images: Any, batch_size: int = 32) -> Any:
+        """Decoded predictions with probabilities, the same as ``python -m mtl_lightning predict`` writes.
+
+        Args:
+            images: a path; a PIL image; a numpy array [H, W] or [H, W, C] or a tensor [C, H, W] (uint8, or floating-point
+                numbers in 0..1); or a list of any of these, of any sizes; or a tensor [B, C, H, W].
+            batch_size: pictures that go through the network at once.
+
+        Returns:
+            For one picture a dict from task to its :class:`~mtl_lightning.tasks.results.Result`; for a list or a tensor of
+            several pictures a list of these. Masks, depth and normals have the size of the picture that was given, boxes are
+            in its pixels.
+
+        Raises:
+            DataError: a picture cannot be read, or is none.
+        """
+        many = isinstance(images, list | tuple) or (isinstance(images, Tensor) and images.ndim == 4)
+        given = list(images) if many else [images]
+        results = []
+        for start in range(0, len(given), batch_size):
+            pictures = [self._prepare(item, start + number) for number, item in enumerate(given[start : start + batch_size])]
+            raw = self._raw(pictures)
+            results += [to_results(self._tasks, row, picture.frame) for row, picture in zip(raw, pictures, strict=True)]
+        return results if many else results[0]
+
+    def draw(self, images: Sequence[Any], path: str | os.PathLike[str]) -> None:
+        """Write a picture (PNG) of pictures beside their predictions.
+
+        Args:
+            images: as of :meth:`predict`; a few.
+            path: of the PNG.
+        """
+        from mtl_lightning.analysis.sheet import Cell, contact_sheet
+
+        pictures = [self._prepare(item, number) for number, item in enumerate(images)]
+        rows = [
+            Cell(picture.id, picture.image, {name: tensor.cpu() for name, tensor in row.items()})
+            for row, picture in zip(self._raw(pictures), pictures, strict=True)
+        ]
+        contact_sheet(rows, self._tasks, Path(path))
+
+    @property
+    def _tasks(self) -> dict[str, Task]:
+        return cast(dict[str, Task], dict(self.tasks.items()))
+
+    def _prepare(self, item: Any, number: int) -> Prepared:
+        if isinstance(item, str | os.PathLike):
+            return self.preparation.read(item)
+        name = f"picture {number}"
+        return self.preparation.prepare(as_image(item, self.preparation.channels, name), name)
+
+    @torch.no_grad()
+    def _raw(self, pictures: Sequence[Prepared]) -> list[dict[str, Tensor]]:
+        training = self.training
+        self.eval()
+        try:
+            return forward_each(self.model, pictures, self.device)
+        finally:
+            self.train(training)
+
+
+def choose(asked: Sequence[str] | None, tasks: Mapping[str, Task], what: str) -> list[str]:
+    """The asked tasks in the order of the model's.
+
+    Args:
+        asked: names; None means all.
+        tasks: there are.
+        what: what they are asked for, for the message.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    if asked is None:
+        return list(tasks)
+    unknown = [name for name in asked if name not in tasks]
+    if unknown or not asked:
+        wrong = f"there is no task {', '.join(unknown)}" if unknown else "no task is named"
+        raise ConfigError(f"{what}: {wrong}; the model has {', '.join(tasks)}")
+    return [name for name in tasks if name in asked]
