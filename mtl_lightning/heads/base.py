@@ -33,3 +33,14 @@ def need_maps(head: str, specs: Sequence[FeatureSpec]) -> None:
     """Raise :class:`ConfigError` unless every feature of the pyramid is a map."""
     if not specs or any(spec.layout != "map" for spec in specs):
         raise ConfigError(f"head {head} needs feature maps, the encoder gives {[spec.layout for spec in specs]}")
+
+
+def need_pyramid(head: str, specs: Sequence[FeatureSpec]) -> None:
+    """Raise :class:`ConfigError` unless the pyramid has maps of at least two strides."""
+    need_maps(head, specs)
+    strides = [spec.stride for spec in specs]
+    if len(set(strides)) < 2:
+        raise ConfigError(
+            f"head {head} joins maps of several strides, the encoder gives {strides}; "
+            "choose a head that reads the last map alone (FCN, ASPP), or an encoder with more stages"
+        )
