@@ -21,6 +21,7 @@ from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTer
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.penalties import Penalty, choose_penalties, penalties_of
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import MaskedLoss, Task
@@ -43,6 +44,7 @@ class MultiTaskModule(pl.LightningModule):
         only: train these of the configured tasks and leave the others out.
         encoder_lr: multiplies the learning rate of the architecture's parameters.
         heads_lr: multiplies the learning rate of the heads.
+        penalties: added to the objective behind the weighting.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class MultiTaskModule(pl.LightningModule):
         only: list[str] | None = None,
         encoder_lr: float = 1.0,
         heads_lr: float = 1.0,
+        penalties: list[Penalty] | None = None,
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
@@ -72,6 +75,7 @@ class MultiTaskModule(pl.LightningModule):
         self._architecture = architecture or HardSharing
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._penalties = penalties or []
         self._multipliers = {"encoder": encoder_lr, "heads": heads_lr}
         for key, value in self._multipliers.items():
             if value < 0:
@@ -91,6 +95,7 @@ class MultiTaskModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
+        self._penalties = choose_penalties(self._penalties, self.model, self.configured)
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts()["train"] if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
@@ -142,10 +147,11 @@ class MultiTaskModule(pl.LightningModule):
         if len(present) and (penalty := self.weighting.penalty(present)) is not None:
             objective = objective + penalty
         assert self.model is not None
-        for penalty in self.model.architecture.penalties().values():
+        penalties = penalties_of(self._penalties, self.model)
+        for penalty in penalties.values():
             objective = objective + penalty
         self._present = set(present.tolist())
-        self._log_step(values, shown, present)
+        self._log_step(values, shown, present, penalties)
         return objective
 
     def _normalize(self, masked: Mapping[str, MaskedLoss], batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -212,7 +218,9 @@ class MultiTaskModule(pl.LightningModule):
         for parameter in self._resting:
             parameter.grad = None
 
-    def _log_step(self, values: Tensor, weights: list[float], present: Tensor) -> None:
+    def _log_step(
+        self, values: Tensor, weights: list[float], present: Tensor, penalties: Mapping[str, Tensor]
+    ) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
@@ -225,6 +233,7 @@ class MultiTaskModule(pl.LightningModule):
             self.latest[names[position]] = float(values[position]) / importance[position]
         record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
         record |= {f"weight/{name}": weight for name, weight in shown.items()}
+        record |= {f"penalty/{name}": float(value.detach()) for name, value in penalties.items()}
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)

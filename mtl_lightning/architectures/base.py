@@ -25,7 +25,7 @@ class Architecture(nn.Module):
         """Each parameter and the tasks that use it; with two or more it is shared."""
 
     def penalties(self) -> dict[str, Tensor]:
-        """Named scalars that are added to the objective after the weighting."""
+        """Named scalars that are added to the objective after the weighting, and logged as ``penalty/NAME``."""
         return {}
 
 
