@@ -56,7 +56,7 @@ TASKS = {
     "nll": uncertain,
     "beta": lambda: uncertain(beta=0.5),
     "degrees": angle,
-    "axes": lambda: angle(period=180.0),
+    "axes": lambda: angle(period=180.0, loss="cosine"),
     "radians": lambda: angle(unit="radians", signed=True),
 }
 every_task = pytest.mark.parametrize("task", [make() for make in TASKS.values()], ids=TASKS)
@@ -392,23 +392,34 @@ def vectors(degrees, length=1.0):
 
 @pytest.mark.parametrize("length", [0.3, 1.0, 20.0])
 def test_angular_loss_is_one_minus_the_cosine_whatever_the_length(length):
-    task = Angle(["a", "b"])
+    task = Angle(["a", "b"], loss="cosine")
     prediction = vectors([[350.0, 10.0], [90.0, 0.0]], length)
     target = torch.tensor([[10.0, NAN], [-90.0, 720.0]])
     expected = ((1 - math.cos(math.radians(20))) + 2 + 0) / 3
     assert float(mean_loss(task, prediction, target, torch.ones(2).bool())) == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    lines = Angle(["a", "b"], period=180.0)
+    lines = Angle(["a", "b"], period=180.0, loss="cosine")
     # Half the period is opposite now, and a whole one is none at all.
     found = lines.loss(vectors([[0.0, 180.0]], length), torch.tensor([[180.0, 90.0]]), torch.ones(1).bool())["loss"]
     assert float(found.total) == pytest.approx(0, abs=1e-4)
 
 
-def test_a_vector_of_no_length_is_pulled_to_the_truth():
-    task = Angle(["a"])
+@pytest.mark.parametrize("loss", ["vector", "cosine"])
+def test_a_vector_of_no_length_is_pulled_to_the_truth(loss):
+    task = Angle(["a"], loss=loss)
     prediction = torch.zeros(1, 2, requires_grad=True)
     mean_loss(task, prediction, torch.tensor([[30.0]]), torch.ones(1).bool()).backward()
     assert prediction.grad.isfinite().all()
     torch.testing.assert_close(F.normalize(-prediction.grad), vectors([[30.0]]), atol=1e-6, rtol=0)
+
+
+def test_vector_loss_by_hand():
+    task = Angle(["a", "b"])
+    target = torch.tensor([[10.0, NAN], [-90.0, 720.0]])
+    unit = vectors([[350.0, 10.0], [90.0, 0.0]])
+    expected = ((1 - math.cos(math.radians(20))) + 2 + 0) / 3
+    assert float(mean_loss(task, unit, target, torch.ones(2).bool())) == pytest.approx(expected, rel=1e-5)
+    # Of two opposite labels nothing is known: the best vector has no length.
+    assert float(mean_loss(task, torch.zeros(2, 4), target, torch.ones(2).bool())) == pytest.approx(0.5)
 
 
 def test_angular_scores_by_hand():
@@ -466,7 +477,12 @@ def test_angles_are_decoded_in_their_unit():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"period": 0.0}, "period is 0"), ({"unit": "turns"}, "degrees or radians"), ({"names": ["a", "a"]}, "each once")],
+    [
+        ({"period": 0.0}, "period is 0"),
+        ({"unit": "turns"}, "degrees or radians"),
+        ({"names": ["a", "a"]}, "each once"),
+        ({"loss": "l1"}, "vector or cosine"),
+    ],
 )
 def test_wrong_settings_of_angles(options, message):
     with pytest.raises(ConfigError, match=message):

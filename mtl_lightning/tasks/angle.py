@@ -27,10 +27,15 @@ SHORT = 1e-6
 class Angle(Task):
     """Angles for every image; the target is float32 [D] in the given unit, any real number, NaN where one is not known.
 
-    The network predicts a vector (cosine, sine) for each angle, of which the direction alone counts, so that there is no jump
-    where the circle closes. The loss is 1 - cos(error), with the error scaled to a full turn where the period is another one;
-    it is the von Mises distribution's negative log-likelihood up to scale and constant (K. V. Mardia, P. E. Jupp, "Directional
-    Statistics", 2000).
+    The network predicts a vector (cosine, sine) for each angle, whose direction is read, so that there is no jump where the
+    circle closes. Where the period is no full turn, angles are scaled to one first. Two losses, of a prediction v and the
+    truth's unit vector u:
+
+    - ``vector``: |v - u|^2 / 2, which is 1 - cos(error) where v has length 1. The best v is the mean of the possible u, short
+      where the angle is uncertain.
+    - ``cosine``: 1 - cos(error) for v of any length, the von Mises distribution's negative log-likelihood up to scale and
+      constant (K. V. Mardia, P. E. Jupp, "Directional Statistics", 2000). Vectors may grow long in training, and the longer
+      they are the slower they turn.
 
     Augmentations leave angles as they are, as they do with all numbers: take none that turn or mirror the picture, unless the
     angle does not depend on that.
@@ -38,6 +43,7 @@ class Angle(Task):
     Args:
         names: the angles' names in the order of the target; null takes those of the columns.
         unit: of labels and decoded predictions; errors are in degrees in any case.
+        loss: ``vector`` or ``cosine``.
         period: after how much the angle is the same again, in its unit, > 0; null is a full turn. 180 degrees are for lines and
             axes, which have no front and back.
         signed: decode to -period / 2 .. period / 2 instead of 0 .. period.
@@ -56,6 +62,7 @@ class Angle(Task):
         self,
         names: list[str] | None = None,
         unit: Literal["degrees", "radians"] = "degrees",
+        loss: Literal["vector", "cosine"] = "vector",
         period: float | None = None,
         signed: bool = False,
         weight: float = 1.0,
@@ -67,6 +74,9 @@ class Angle(Task):
             raise ConfigError(f"names {names}: expected at least one name, each once")
         if unit not in TURN:
             raise ConfigError(f"unit is '{unit}', expected degrees or radians")
+        if loss not in ("vector", "cosine"):
+            raise ConfigError(f"loss is '{loss}', expected vector or cosine")
+        self.criterion = loss
         self.period = TURN[unit] if period is None else period
         if not 0 < self.period < float("inf"):
             raise ConfigError(f"period is {period}, expected a number > 0")
@@ -74,7 +84,7 @@ class Angle(Task):
         self.unit = unit
         self.signed = signed
         self.degrees = 360.0 / TURN[unit]
-        # At small errors 1 - cos is half the square; the von Mises distribution's weight has no further half.
+        # Both losses have the half that the weight of squared errors would have.
         self.noise = "softmax"
         self.measures = {"mean": Measure(False, 0.0, "°"), "median": Measure(False, 0.0, "°")}
         self.register_buffer("centre", None, persistent=False)
@@ -134,13 +144,16 @@ class Angle(Task):
             self.fail(where, "no angle is known; leave the whole target out of the row")
 
     def loss(self, prediction: Tensor, target: Tensor, labelled: Tensor) -> MaskedLoss:
-        """1 - cos of the error; divides by known angles."""
+        """Half the squared distance of the vectors, or 1 - cos of the error; divides by known angles."""
         known = labelled.unsqueeze(1) & ~target.isnan()
         prediction = torch.where(torch.cat([known, known], 1), at_least_float32(prediction), 0.0)
         cosine, sine = prediction.chunk(2, 1)
         truth = torch.where(known, target, 0.0).to(prediction) * (2 * math.pi / self.period)
-        length = (cosine.square() + sine.square() + SHORT).sqrt()
-        each = 1 - (cosine * truth.cos() + sine * truth.sin()) / length
+        if self.criterion == "vector":
+            each = ((cosine - truth.cos()).square() + (sine - truth.sin()).square()) / 2
+        else:
+            length = (cosine.square() + sine.square() + SHORT).sqrt()
+            each = 1 - (cosine * truth.cos() + sine * truth.sin()) / length
         return {"loss": Term(torch.where(known, each, 0.0).sum(), known.sum().to(each))}
 
     def metrics(self) -> MetricCollection:
@@ -179,8 +192,10 @@ class Angle(Task):
         shown = guess if guess is not None else truth or []
         names = self._angles()
         words = ["not known" if value != value else f"{value:.3g}{sign}" for value in shown]
-        if len(names) > 1 or shown[0] != shown[0]:
+        if len(names) > 1:
             return write(axes, image, "\n".join(f"{name}: {word}" for name, word in zip(names, words, strict=True)))
+        if shown[0] != shown[0]:
+            return write(axes, image, words[0])
         return self._dial(axes, image, words[0], guess, truth)
 
     def _dial(self, axes: Axes, image: Tensor, words: str, guess: list[float] | None, truth: list[float] | None) -> None:
