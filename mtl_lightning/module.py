@@ -218,9 +218,7 @@ class MultiTaskModule(pl.LightningModule):
         for parameter in self._resting:
             parameter.grad = None
 
-    def _log_step(
-        self, values: Tensor, weights: list[float], present: Tensor, penalties: Mapping[str, Tensor]
-    ) -> None:
+    def _log_step(self, values: Tensor, weights: list[float], present: Tensor, penalties: Mapping[str, Tensor]) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return

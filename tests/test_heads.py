@@ -171,14 +171,23 @@ def test_unet_sees_fine_detail_and_far_context() -> None:
     assert deep[:16, :16].float().mean() > fine[:16, :16].float().mean()
 
 
-@pytest.mark.parametrize("strides", [[8], [8, 8]])
-def test_a_pyramid_of_one_stride_is_none(strides: list[int]) -> None:
-    specs = [FeatureSpec(8, stride) for stride in strides]
+def test_unet_on_one_map_is_a_pixelwise_layer() -> None:
+    head = UNet([FeatureSpec(3, 1)], 2)
+    tensor = torch.randn(2, 3, 6, 5)
+    expected = torch.einsum("oi,bihw->bohw", head.predict.weight[:, :, 0, 0], tensor) + head.predict.bias.view(1, -1, 1, 1)
+    torch.testing.assert_close(head([Features(tensor)], (6, 5)), expected)
+
+
+def test_several_maps_of_one_stride_are_no_pyramid() -> None:
+    specs = [FeatureSpec(8, 8), FeatureSpec(8, 8)]
     for head in (UNet, FPN, partial(ASPP, low_level=True)):
-        with pytest.raises(ConfigError, match=r"strides, the encoder gives \[8.*FCN, ASPP"):
+        with pytest.raises(ConfigError, match=r"needs a pyramid.*2 maps, all of stride 8\. .*FCN or ASPP"):
             head(specs, 3)
     for head in (FCN, ASPP):
         assert head(specs, 3).eval()([Features(torch.randn(2, 8, 3, 3)) for _ in specs], (24, 24)).shape == (2, 3, 24, 24)
+    with pytest.raises(ConfigError, match="low_level is true, but the encoder gives a single map"):
+        ASPP(specs[:1], 3, low_level=True)
+    assert FPN(specs[:1], 3).eval()([Features(torch.randn(2, 8, 3, 3))], (24, 24)).shape == (2, 3, 24, 24)
     need_pyramid("UNet", SPECS)
 
 

@@ -67,6 +67,8 @@ class ASPP(Head):
         if low_level:
             need_pyramid(name, specs)
             fine = [level for level, spec in enumerate(specs) if spec.stride < last.stride]
+            if not fine:
+                raise ConfigError(f"head {name}: low_level is true, but the encoder gives a single map; set it to false")
             self.level = next((level for level in fine if specs[level].stride >= LOW_LEVEL), fine[-1])
             self.narrow = conv1x1(specs[self.level].channels, NARROW, norm)
             self.refine = nn.Sequential(conv3x3(width + NARROW, width, norm), conv3x3(width, width, norm))

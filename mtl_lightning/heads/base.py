@@ -36,11 +36,12 @@ def need_maps(head: str, specs: Sequence[FeatureSpec]) -> None:
 
 
 def need_pyramid(head: str, specs: Sequence[FeatureSpec]) -> None:
-    """Raise :class:`ConfigError` unless the pyramid has maps of at least two strides."""
+    """Raise :class:`ConfigError` where several maps all have one stride, as a plain transformer's: there are no finer ones."""
     need_maps(head, specs)
     strides = [spec.stride for spec in specs]
-    if len(set(strides)) < 2:
+    if len(strides) > 1 and min(strides) == max(strides):
         raise ConfigError(
-            f"head {head} joins maps of several strides, the encoder gives {strides}; "
-            "choose a head that reads the last map alone (FCN, ASPP), or an encoder with more stages"
+            f"head {head} needs a pyramid, maps of several strides; the encoder gives {len(specs)} maps, all of stride "
+            f"{strides[0]}. Set the task's init_args.head to one that reads the last map alone (FCN or ASPP for dense tasks; "
+            "Linear, MLP or AttentionPooling for the others), or take an encoder with a pyramid (ResNet, ConvNeXt, Swin, …)"
         )

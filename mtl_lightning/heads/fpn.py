@@ -26,7 +26,7 @@ class FPN(Head):
         norm: of the 3x3 convolutions: ``batch``, ``layer`` (over the channels of each cell) or ``none``.
 
     Raises:
-        ConfigError: maps of one stride alone, or a number out of its range.
+        ConfigError: several maps of one stride, or a number out of its range.
     """
 
     dense = True

@@ -50,7 +50,7 @@ class UNet(Head):
         norm: of the 3x3 convolutions: ``batch``, ``layer`` (over the channels of each cell) or ``none``.
 
     Raises:
-        ConfigError: maps of one stride alone, widths that do not fit the pyramid, or a number out of its range.
+        ConfigError: several maps of one stride, widths that do not fit the pyramid, or a number out of its range.
     """
 
     dense = True
@@ -73,7 +73,7 @@ class UNet(Head):
                 f"head {type(self).__name__}: widths is {widths}, expected {len(skips)} numbers >= 1, one for each step up "
                 f"through the {len(specs)} maps of the pyramid"
             )
-        check_options(type(self).__name__, dropout, norm, min(widths))
+        check_options(type(self).__name__, dropout, norm, min(widths, default=2))
         coarse = [specs[-1].channels, *widths]
         self.blocks = nn.ModuleList(
             UpBlock(before, skip, width, norm) for before, skip, width in zip(coarse, skips, widths, strict=False)
