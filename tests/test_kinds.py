@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+import pickle
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 
@@ -19,6 +21,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+from mtl_lightning.analysis.check.tallies import TALLIES
+from mtl_lightning.analysis.pictures import Row
+from mtl_lightning.batch import Kind
+from mtl_lightning.callbacks.tracking import boxes, caption
 from mtl_lightning.errors import CheckpointError, ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
 from mtl_lightning.main import main
@@ -356,8 +362,10 @@ def test_numbers_are_decoded_and_drawn_with_their_deviations():
     task = HeteroscedasticRegression(["age"], mean=30.0, std=10.0, unit="years")
     task.learn(torch.zeros(1, 1))
     (estimate,) = task.decode(torch.tensor([[0.12, 2 * math.log(0.4)]]))
-    assert estimate.value == pytest.approx(31.2) and estimate.std == pytest.approx(4)
-    assert str(estimate) == "31.2 ± 4"
+    assert float(estimate) == pytest.approx(31.2) and estimate.std == pytest.approx(4)
+    assert str(estimate) == f"{estimate:.4g}" == "31.2 ± 4"
+    again = pickle.loads(pickle.dumps(estimate))
+    assert again == estimate and again.std == estimate.std
     assert words(drawn(task, torch.tensor([0.12, 2 * math.log(0.4)]), None)) == ["31.2 ± 4 years"]
     assert words(drawn(task, None, torch.tensor([30.0]))) == ["30 years"]
     assert words(drawn(task, None, None)) == ["no label"]
@@ -367,6 +375,19 @@ def test_numbers_are_decoded_and_drawn_with_their_deviations():
     box = HeteroscedasticRegression(["x0", "y0", "x1", "y1"], mean=0.0, std=1.0)
     box.learn(torch.zeros(1, 4))
     assert len(drawn(box, torch.tensor([0.2, 0.2, 0.8, 0.8, 0, 0, 0, 0]), torch.tensor([0.0, 0, 1, 1])).patches) == 2
+
+
+def test_boxes_with_deviations_are_boxes_to_trackers():
+    task = HeteroscedasticRegression(["x0", "y0", "x1", "y1"], mean=0.0, std=1.0)
+    task.learn(torch.zeros(1, 4))
+    row = Row(torch.rand(3, 8, 8), {"head": torch.tensor([0.2, 0.25, 0.5, 0.75, 0, 0, 0, 0])}, {"head": None})
+    place = boxes(row, {"head": task})["head"]["box_data"][0]["position"]
+    assert json.loads(json.dumps(place)) == pytest.approx({"minX": 0.2, "maxX": 0.5, "minY": 0.25, "maxY": 0.75})
+    assert "head: 0.2 ± 1, 0.25 ± 1" in caption("a.png", row, {"head": task})
+
+
+def test_the_check_counts_every_kind():
+    assert set(TALLIES) == set(get_args(Kind))
 
 
 @pytest.mark.parametrize(

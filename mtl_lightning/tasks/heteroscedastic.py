@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -16,14 +16,30 @@ from mtl_lightning.tasks.drawing import write
 from mtl_lightning.tasks.regression import BOX, Regression
 
 
-class Estimate(NamedTuple):
-    """A number and its standard deviation, in real units; as text ``31.2 ± 4``."""
+class Estimate(float):
+    """A number with its standard deviation ``std``, both in real units; in text ``31.2 ± 4``.
 
-    value: float
+    Args:
+        value: the number.
+        std: its standard deviation.
+    """
+
     std: float
 
+    def __new__(cls, value: float, std: float) -> "Estimate":
+        """A float that carries another one."""
+        estimate = super().__new__(cls, value)
+        estimate.std = std
+        return estimate
+
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self), self.std
+
+    def __format__(self, spec: str) -> str:
+        return f"{float(self):{spec}} ± {self.std:.3g}"
+
     def __str__(self) -> str:
-        return f"{self.value:.6g} ± {self.std:.3g}"
+        return f"{self:.6g}"
 
 
 class HeteroscedasticRegression(Regression):
