@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtl_lightning.errors import DataError
 
-Kind = Literal["class", "multilabel", "numbers", "mask", "depth", "normals"]
+Kind = Literal["class", "multilabel", "numbers", "angle", "mask", "depth", "normals"]
 IGNORE = -1
 """Class index of a pixel without a label."""
 
@@ -25,7 +25,7 @@ class TargetSpec:
 
     Attributes:
         kind: how a data module reads it and how it moves under augmentation.
-        shape: one row's shape, without height and width for dense targets: () class index, (D,) numbers or labels,
+        shape: one row's shape, without height and width for dense targets: () class index, (D,) numbers, angles or labels,
             () mask [H, W], (1,) depth [1, H, W], (3,) normals [3, H, W].
         dtype: of the batch tensor.
         fill: the finite value of unlabelled rows and of padding.

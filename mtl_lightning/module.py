@@ -26,6 +26,7 @@ from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.penalties import Penalty, choose_penalties, penalties_of
 from mtl_lightning.predictor import forward_each
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
@@ -50,6 +51,7 @@ class MultiTaskModule(pl.LightningModule):
         encoder_lr: multiplies the learning rate of the architecture's parameters.
         heads_lr: multiplies the learning rate of the heads.
         freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
+        penalties: added to the objective behind the weighting.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class MultiTaskModule(pl.LightningModule):
         encoder_lr: float = 1.0,
         heads_lr: float = 1.0,
         freeze: Freeze | None = None,
+        penalties: list[Penalty] | None = None,
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
@@ -80,6 +83,7 @@ class MultiTaskModule(pl.LightningModule):
         self._architecture = architecture or HardSharing
         self._optimizer = optimizer
         self._scheduler = scheduler
+        self._penalties = penalties or []
         self._multipliers = {"encoder": encoder_lr, "heads": heads_lr}
         for key, value in self._multipliers.items():
             if value < 0:
@@ -103,6 +107,7 @@ class MultiTaskModule(pl.LightningModule):
             torch.manual_seed(self._seed)
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
+        self._penalties = choose_penalties(self._penalties, self.model, self.configured)
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
@@ -153,12 +158,13 @@ class MultiTaskModule(pl.LightningModule):
         if len(present) and (penalty := self.weighting.penalty(present)) is not None:
             objective = objective + penalty
         assert self.model is not None
-        for penalty in self.model.architecture.penalties().values():
+        penalties = penalties_of(self._penalties, self.model)
+        for penalty in penalties.values():
             objective = objective + penalty
         if self._freezer is not None and self.trainer.world_size > 1:
             objective = self._freezer.anchor(objective)
         self._present = set(present.tolist())
-        self._log_step(values, shown, present)
+        self._log_step(values, shown, present, penalties)
         return objective
 
     def _normalize(self, masked: Mapping[str, MaskedLoss], batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -227,7 +233,7 @@ class MultiTaskModule(pl.LightningModule):
         if self._freezer is not None:
             self._freezer.drop()
 
-    def _log_step(self, values: Tensor, weights: list[float], present: Tensor) -> None:
+    def _log_step(self, values: Tensor, weights: list[float], present: Tensor, penalties: Mapping[str, Tensor]) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
@@ -240,6 +246,7 @@ class MultiTaskModule(pl.LightningModule):
             self.latest[names[position]] = float(values[position]) / importance[position]
         record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
         record |= {f"weight/{name}": weight for name, weight in shown.items()}
+        record |= {f"penalty/{name}": float(value.detach()) for name, value in penalties.items()}
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)

@@ -53,6 +53,8 @@ def direction(key: str, monitor: str, given: Literal["min", "max"] | None, modul
         measure = tasks[parts[1]].measures.get(parts[-1])
         if measure is None:
             return given or "max"
+        if measure.higher_is_better is None:
+            raise ConfigError(f"{monitor} is best at {measure.best:g}, neither small nor large; monitor another value")
         higher = measure.higher_is_better
     right: Literal["min", "max"] = "max" if higher else "min"
     if given not in (None, right):

@@ -22,6 +22,7 @@ SMALL = {
     "pets": PETS,
     "pets_finetune": [*PETS, "--data.init_args.image_size=64"],
     "folder": FOLDER,
+    "kinds": SCENES,
 }
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
 

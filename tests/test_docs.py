@@ -20,6 +20,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SMALL = {
     "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
                             "--data.init_args.num_workers=0"],
+    "configs/kinds.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
+                           "--data.init_args.num_workers=0"],
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16",
                                   "--data.init_args.test_size=16", "--data.init_args.num_workers=0"],
@@ -120,7 +122,8 @@ def test_yaml_of_the_docs_can_be_parsed(
         for block in blocks(page, "yaml"):
             config = {"model": {"tasks": {"depth": {"class_path": "Depth"}}, "encoder": {"class_path": "SmallCNN"},
                                 "optimizer": {"class_path": "torch.optim.AdamW"}}}  # fmt: skip
-            config |= yaml.safe_load(block)
+            given = yaml.safe_load(block)
+            config |= given | {"model": config["model"] | given.get("model", {})}
             file = tmp_path / f"{number}.yaml"
             file.write_text(yaml.safe_dump(config))
             with pytest.raises(SystemExit) as caught:

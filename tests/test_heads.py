@@ -1,9 +1,12 @@
 """Heads: values by hand, padding, sizes, gradients, configuration and export."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
@@ -11,12 +14,22 @@ from mtl_lightning.encoders import SmallCNN
 from mtl_lightning.encoders.base import Encoder, Stage
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec, pool
-from mtl_lightning.heads import FCN, MLP, Head, Linear, UNet
-from mtl_lightning.heads.blocks import BatchNorm
+from mtl_lightning.heads import ASPP, FCN, FPN, MLP, AttentionPooling, Head, Linear, UNet
+from mtl_lightning.heads.base import need_pyramid
+from mtl_lightning.heads.blocks import BatchNorm, CellNorm, VectorBatchNorm
 
 SPECS = [FeatureSpec(6, 2), FeatureSpec(10, 4), FeatureSpec(12, 8)]
-VECTOR_HEADS = [(Linear, {}), (Linear, {"pool": 3}), (MLP, {}), (MLP, {"hidden": [7, 5], "pool": 2}), (MLP, {"hidden": []})]
-DENSE_HEADS = [(FCN, {}), (FCN, {"width": 4}), (UNet, {}), (UNet, {"widths": [8, 4], "norm": False})]
+VECTOR_HEADS = [
+    *((Linear, {}), (Linear, {"pool": 3}), (Linear, {"norm": "batch"}), (Linear, {"norm": "layer"})),
+    *((MLP, {}), (MLP, {"hidden": [7, 5], "pool": 2}), (MLP, {"hidden": []}), (MLP, {"norm": "batch"}), (MLP, {"norm": "layer"})),
+    *((AttentionPooling, {}), (AttentionPooling, {"queries": 3, "heads": 2, "width": 8, "norm": "layer"})),
+]
+DENSE_HEADS = [
+    *((FCN, {}), (FCN, {"width": 4}), (FCN, {"norm": "layer"}), (FCN, {"norm": "none"})),
+    *((UNet, {}), (UNet, {"widths": [8, 4], "norm": "none"}), (UNet, {"norm": "layer"})),
+    *((ASPP, {}), (ASPP, {"width": 8, "rates": [1, 2], "low_level": True}), (ASPP, {"norm": "layer"}), (ASPP, {"norm": "none"})),
+    *((FPN, {}), (FPN, {"width": 8, "norm": "none"}), (FPN, {"norm": "layer"})),
+]
 
 
 def pyramid(rows: int, height: int, width: int, specs: Sequence[FeatureSpec] = SPECS) -> list[Features]:
@@ -45,7 +58,9 @@ def test_every_parameter_and_every_map_read_gets_a_gradient(head: Callable[..., 
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
-    read = features if head is UNet else features[-1:]
+    read = {UNet: features, FPN: features, ASPP: features[1:] if "low_level" in arguments else features[-1:]}.get(
+        head, features[-1:]
+    )
     assert all(feature.tensor.grad is not None and feature.tensor.grad.abs().sum() > 0 for feature in read)
 
 
@@ -74,16 +89,22 @@ def test_mlp_is_not_linear() -> None:
     assert not torch.allclose(twice - once, once - zero, atol=1e-3)
 
 
-@pytest.mark.parametrize("head", [Linear(SPECS, 3, dropout=0.5), MLP(SPECS, 3, dropout=0.5), FCN(SPECS, 3, dropout=0.5)])
-def test_dropout_only_in_training(head: Head) -> None:
-    features = pyramid(2, 32, 32)
+EVERY_HEAD = [Linear, MLP, AttentionPooling, FCN, UNet, ASPP, FPN]
+
+
+@pytest.mark.parametrize("kind", EVERY_HEAD)
+def test_dropout_only_in_training(kind: Callable[..., Head]) -> None:
+    features, head = pyramid(2, 32, 32), kind(SPECS, 3, dropout=0.5)
     head.train()
     assert not torch.equal(head(features, (32, 32)), head(features, (32, 32)))
     head.eval()
     assert torch.equal(head(features, (32, 32)), head(features, (32, 32)))
 
 
-@pytest.mark.parametrize(("head", "arguments"), [(Linear, {}), (MLP, {"hidden": [9]})])
+@pytest.mark.parametrize(
+    ("head", "arguments"),
+    [(Linear, {}), (MLP, {"hidden": [9]}), (AttentionPooling, {}), (AttentionPooling, {"queries": 2, "heads": 2})],
+)
 def test_padding_changes_nothing(head: Callable[..., Head], arguments: dict[str, object]) -> None:
     torch.manual_seed(0)
     # Values in eighths and powers of two as divisors: sums and means are exact in any order.
@@ -128,7 +149,7 @@ def test_unet_widths() -> None:
     assert [block.narrow.out_channels for block in UNet(specs[:2], 3).blocks] == [32]
     assert [block.narrow.out_channels for block in UNet([FeatureSpec(4, 2), FeatureSpec(8, 4)], 3).blocks] == [16]
     assert [block.narrow.out_channels for block in UNet(specs, 3, widths=[9, 8, 7, 6]).blocks] == [9, 8, 7, 6]
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in UNet(SPECS, 3, norm=False).modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in UNet(SPECS, 3, norm="none").modules())
 
 
 def test_unet_sees_fine_detail_and_far_context() -> None:
@@ -157,7 +178,20 @@ def test_unet_on_one_map_is_a_pixelwise_layer() -> None:
     torch.testing.assert_close(head([Features(tensor)], (6, 5)), expected)
 
 
-@pytest.mark.parametrize(("head", "arguments"), DENSE_HEADS)
+def test_several_maps_of_one_stride_are_no_pyramid() -> None:
+    specs = [FeatureSpec(8, 8), FeatureSpec(8, 8)]
+    for head in (UNet, FPN, partial(ASPP, low_level=True)):
+        with pytest.raises(ConfigError, match=r"needs a pyramid.*2 maps, all of stride 8\. .*FCN or ASPP"):
+            head(specs, 3)
+    for head in (FCN, ASPP):
+        assert head(specs, 3).eval()([Features(torch.randn(2, 8, 3, 3)) for _ in specs], (24, 24)).shape == (2, 3, 24, 24)
+    with pytest.raises(ConfigError, match="low_level is true, but the encoder gives a single map"):
+        ASPP(specs[:1], 3, low_level=True)
+    assert FPN(specs[:1], 3).eval()([Features(torch.randn(2, 8, 3, 3))], (24, 24)).shape == (2, 3, 24, 24)
+    need_pyramid("UNet", SPECS)
+
+
+@pytest.mark.parametrize(("head", "arguments"), DENSE_HEADS + VECTOR_HEADS)
 def test_one_row_of_one_cell_trains(head: Callable[..., Head], arguments: dict[str, object]) -> None:
     specs = [FeatureSpec(8, 2), FeatureSpec(8, 4), FeatureSpec(8, 4)]
     module = head(specs, 3, **arguments).train()
@@ -177,7 +211,7 @@ def test_batch_norm_is_torchs_but_for_single_values() -> None:
     torch.testing.assert_close(single, theirs.eval()(tensor[:1, :, :1, :1]))
 
 
-@pytest.mark.parametrize("head", [Linear, MLP, FCN, UNet])
+@pytest.mark.parametrize("head", EVERY_HEAD)
 def test_refuses_what_is_not_a_map(head: Callable[..., Head]) -> None:
     with pytest.raises(ConfigError, match=f"{head.__name__} needs feature maps.*tokens"):
         head([FeatureSpec(8, 2), FeatureSpec(8, 4, "tokens")], 3)
@@ -196,6 +230,14 @@ def test_refuses_what_is_not_a_map(head: Callable[..., Head]) -> None:
         (FCN, {"dropout": -0.1}, "dropout"),
         (UNet, {"widths": [8]}, r"UNet: widths is \[8\], expected 2 numbers"),
         (UNet, {"widths": [8, 0]}, "widths"),
+        (AttentionPooling, {"queries": 0}, "AttentionPooling: queries is 0"),
+        (AttentionPooling, {"heads": 5}, "heads 5 and width 12.*divide"),
+        (ASPP, {"rates": []}, r"ASPP: width is 128 and rates \[\]"),
+        (ASPP, {"width": 0}, "ASPP: width is 0"),
+        (FPN, {"width": 0}, "FPN: width is 0"),
+        *((head, {"dropout": 1.0}, rf"{head.__name__}: dropout is 1.0, expected a share in \[0, 1\)") for head in EVERY_HEAD),
+        *((head, {"norm": "group"}, rf"{head.__name__}: norm is 'group'") for head in EVERY_HEAD),
+        (FCN, {"width": 1, "norm": "layer"}, "FCN: norm is layer on a single channel"),
     ],
 )
 def test_bad_arguments(head: Callable[..., Head], arguments: dict[str, object], match: str) -> None:
@@ -215,7 +257,8 @@ def test_from_yaml() -> None:
     assert isinstance(head, MLP)
     assert head.pool == 4
     assert [layer.out_features for layer in head.layers if isinstance(layer, nn.Linear)] == [64, 5]
-    for name, short in {"Linear": Linear, "FCN": FCN, "UNet": UNet, "mtl_lightning.heads.UNet": UNet}.items():
+    named = {head.__name__: head for head in EVERY_HEAD} | {"mtl_lightning.heads.UNet": UNet}
+    for name, short in named.items():
         built = parser.instantiate_classes(parser.parse_args(["--head", name])).head(SPECS, 5)
         assert type(built) is short
     assert parser.parse_args([]).head is None
@@ -223,17 +266,167 @@ def test_from_yaml() -> None:
         parser.parse_string("head: {class_path: MLP, init_args: {hiden: [64]}}")
 
 
+def test_queries_of_zero_are_the_average() -> None:
+    head, pooled = AttentionPooling(SPECS, 3, queries=2, heads=3), Linear(SPECS, 3)
+    with torch.no_grad():
+        head.query.zero_()
+        head.values.weight.copy_(torch.eye(12))
+        head.values.bias.zero_()
+        head.linear.weight.copy_(torch.cat([pooled.linear.weight / 2, pooled.linear.weight / 2], 1))
+        head.linear.bias.copy_(pooled.linear.bias)
+    features = pyramid(2, 64, 40)
+    features[-1].valid = torch.rand(2, 1, 8, 5)
+    features[-1].valid[1, :, 3:] = 0
+    torch.testing.assert_close(head(features, (64, 40)), pooled(features, (64, 40)))
+
+
+def test_attention_by_hand() -> None:
+    head = AttentionPooling([FeatureSpec(2, 4)], 1, heads=2)
+    with torch.no_grad():
+        head.query.copy_(torch.tensor([[[2.0], [0.0]]]))
+        head.keys.weight.copy_(torch.eye(2))
+    # The first half of the query sees log 4 more in the second cell, the other half sees nothing.
+    tensor = torch.tensor([[0.0, 5.0], [math.log(2.0), -7.0]]).T.reshape(1, 2, 1, 2)
+    weights = head.attend(Features(tensor))
+    torch.testing.assert_close(weights, torch.tensor([[[[0.2, 0.8]], [[0.5, 0.5]]]]))
+    padded = head.attend(Features(tensor, torch.tensor([[[[1.0, 0.0]]]])))
+    assert padded.tolist() == [[[[1.0, 0.0]], [[1.0, 0.0]]]]
+
+
+def test_several_queries_look_at_several_places() -> None:
+    torch.manual_seed(0)
+    head = AttentionPooling([FeatureSpec(4, 1)], 2, queries=2, width=4)
+    tensor = torch.zeros(1, 4, 2, 2)
+    tensor[0, 0, 0, 1] = tensor[0, 1, 1, 0] = 1
+    with torch.no_grad():
+        head.keys.weight.copy_(torch.eye(4))
+        head.query.copy_(40 * torch.eye(4)[:2, None])
+    assert head.attend(Features(tensor)).argmax(-1).tolist() == [[[1, 2]]]
+
+
+def test_rates_follow_the_stride() -> None:
+    def rates(stride: int) -> list[int]:
+        head = ASPP([FeatureSpec(4, stride)], 2, width=2)
+        return [branch[0].dilation[0] for branch in head.branches][1:]
+
+    assert [rates(stride) for stride in (8, 16, 32, 64)] == [[12, 24, 36], [6, 12, 18], [3, 6, 9], [2, 3, 4]]
+    assert ASPP([FeatureSpec(4, s) for s in (2, 4, 8)], 2, low_level=True).level == 1
+    assert ASPP([FeatureSpec(4, s) for s in (1, 2)], 2, low_level=True).level == 0
+
+
+def test_aspp_sees_the_whole_picture_and_no_padding() -> None:
+    torch.manual_seed(0)
+    head = ASPP([FeatureSpec(4, 4)], 2, width=8, rates=[1]).eval()
+    tensor = torch.randn(1, 4, 8, 8)
+    alone = head([Features(tensor)], (8, 8))
+    tensor[..., 7, 7] += 9
+    assert (head([Features(tensor)], (8, 8))[..., 0, 0] - alone[..., 0, 0]).abs().min() > 1e-4
+    padded, valid = torch.zeros(1, 4, 12, 10), torch.zeros(1, 1, 12, 10)
+    padded[..., :8, :8], valid[..., :8, :8] = tensor, 1
+    together = head([Features(padded, valid)], (12, 10))[..., :8, :8]
+    torch.testing.assert_close(together, head([Features(tensor)], (8, 8)))
+
+
+def test_fpn_by_hand() -> None:
+    head = FPN([FeatureSpec(1, 1), FeatureSpec(1, 2)], 1, width=1, norm="none").eval()
+    with torch.no_grad():
+        for lateral, smooth, factor in zip(head.lateral, head.smooth, (1.0, 10.0), strict=True):
+            lateral.weight.fill_(factor)
+            lateral.bias.zero_()
+            smooth[0].weight.zero_()
+            smooth[0].weight[..., 1, 1] = 1
+            smooth[0].bias.zero_()
+        head.predict.weight.fill_(1.0)
+        head.predict.bias.fill_(0.5)
+    fine, coarse = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([[[[5.0]]]])
+    # At the finest level (fine + 10 coarse), and the coarse level's own 10 coarse on top.
+    torch.testing.assert_close(head([Features(fine), Features(coarse)], (2, 2)), fine + 50 + 50 + 0.5)
+
+
+def test_fpn_far_from_the_border_does_not_see_padding() -> None:
+    torch.manual_seed(0)
+    head = FPN(SPECS, 2, width=8).eval()
+    features = pyramid(1, 64, 64)
+    alone = head(features, (64, 64))
+    padded = []
+    for feature in features:
+        height, width = feature.tensor.shape[-2:]
+        tensor, valid = torch.zeros(1, feature.tensor.shape[1], height * 2, width * 2), torch.zeros(1, 1, height * 2, width * 2)
+        tensor[..., :height, :width], valid[..., :height, :width] = feature.tensor, 1
+        padded.append(Features(tensor, valid))
+    together = head(padded, (128, 128))
+    torch.testing.assert_close(together[..., :32, :32], alone[..., :32, :32])
+
+
+def test_biases_of_the_fpn_do_not_fill_padding() -> None:
+    torch.manual_seed(0)
+    head = FPN([FeatureSpec(4, 1), FeatureSpec(4, 2)], 2, width=8).eval()
+    with torch.no_grad():
+        head.lateral[0].bias += 5
+        head.lateral[1].weight.zero_()
+        head.lateral[1].bias.zero_()
+        # The coarse level gives a constant, which resizing smears over borders.
+        head.smooth[1][1].weight.zero_()
+    fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)
+    alone = head([Features(fine), Features(coarse)], (8, 8))
+    padded = []
+    for tensor in (fine, coarse):
+        side = tensor.shape[-1]
+        valid = F.pad(torch.ones(1, 1, side, side), (0, side, 0, side))
+        padded.append(Features(F.pad(tensor, (0, side, 0, side)), valid))
+    torch.testing.assert_close(head(padded, (16, 16))[..., :8, :8], alone)
+
+
+def test_layer_norm_is_of_each_cell_alone() -> None:
+    tensor = torch.randn(3, 6, 2, 5)
+    normed = CellNorm(6)(tensor)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(3, 2, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normed[1, :, 1, 2], nn.LayerNorm(6)(tensor[1, :, 1, 2]))
+    vector = VectorBatchNorm(6)
+    torch.testing.assert_close(vector(tensor[..., 0, 0]), nn.BatchNorm1d(6)(tensor[..., 0, 0]))
+    assert vector(tensor[:1, :, 0, 0]).shape == (1, 6)
+
+
+def test_default_heads_keep_the_keys_of_checkpoints() -> None:
+    keys = {
+        Linear: ["linear.weight", "linear.bias"],
+        MLP: ["layers.0.weight", "layers.0.bias", "layers.3.weight", "layers.3.bias"],
+        FCN: ["layers.0.0.weight", "layers.0.1.weight", "layers.0.1.bias", "layers.2.weight", "layers.2.bias"],
+    }
+    for head, expected in keys.items():
+        assert [name for name, _ in head(SPECS, 2).named_parameters()] == expected
+    names = [name for name, _ in UNet(SPECS, 2).named_parameters()]
+    assert names[:5] == [
+        f"blocks.0.{name}" for name in ("narrow.weight", "narrow.bias", "merge.0.0.weight", "merge.0.1.weight", "merge.0.1.bias")
+    ]
+    assert len(names) == 18
+
+
+@pytest.mark.parametrize("head", [AttentionPooling, ASPP, FPN])
+def test_precisions(head: Callable[..., Head]) -> None:
+    features, module = pyramid(2, 16, 16), head(SPECS, 2).eval()
+    for feature in features:
+        feature.valid = torch.ones(2, 1, *feature.tensor.shape[-2:])
+        feature.valid[1, :, -1] = 0
+    single = module(features, (16, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module(features, (16, 16)).float(), single, rtol=0.1, atol=0.1)
+    double = [Features(feature.tensor.double(), feature.valid.double()) for feature in features]
+    torch.testing.assert_close(module.double()(double, (16, 16)), single.double(), rtol=1e-3, atol=1e-4)
+
+
 class Network(nn.Module):
-    """A tiny model from image to two predictions."""
+    """A tiny model from image to predictions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = SmallCNN([8, 12])
-        self.vector, self.dense = Linear(self.encoder.specs, 3), UNet(self.encoder.specs, 2)
+        heads = (Linear, AttentionPooling, UNet, partial(ASPP, low_level=True, width=8), partial(FPN, width=8))
+        self.heads = nn.ModuleList(head(self.encoder.specs, 3) for head in heads)
 
-    def forward(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, valid: Tensor | None = None) -> tuple[Tensor, ...]:
         features, size = self.encoder(Features(image, valid)), (image.shape[-2], image.shape[-1])
-        return self.vector(features, size), self.dense(features, size)
+        return tuple(head(features, size) for head in self.heads)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.14", reason="max-pooling of an unknown height cannot be exported by torch 2.11")

@@ -7,7 +7,18 @@ import pytest
 import torch
 
 PACKAGE = Path(__file__).parents[1] / "mtl_lightning"
-PURE = ("tasks", "heads", "encoders", "architectures", "weighting", "metrics", "batch.py", "model.py", "features.py")
+PURE = (
+    "tasks",
+    "heads",
+    "encoders",
+    "architectures",
+    "weighting",
+    "metrics",
+    "batch.py",
+    "model.py",
+    "features.py",
+    "penalties.py",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

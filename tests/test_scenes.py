@@ -224,6 +224,19 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     )
 
 
+def test_bodies_and_light_are_the_scenes_own() -> None:
+    data = dataset(rows=20)
+    for index in range(20):
+        sample, scene = data[index], data.scene(index)
+        assert int(sample["bodies"]) + 1 == int(sample["count"]) == len(scene.shapes)
+        turn = math.radians(float(sample["light"]))
+        right, _, towards = scene.world.light
+        assert math.hypot(right, towards) * np.array([math.sin(turn), math.cos(turn)]) == pytest.approx(
+            [right, towards], abs=1e-6
+        )
+    assert QUANTITIES["bodies"].names == ("1", "2", "3", "4", "5")
+
+
 def test_a_row_depends_on_seed_split_and_index_alone() -> None:
     kept = dataset(hidden={"depth": 0.5}, hidden_pixels=0.3)
     fresh = dataset(rows=9, hidden={"depth": 0.5}, hidden_pixels=0.3, cache=False)

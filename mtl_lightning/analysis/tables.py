@@ -25,7 +25,7 @@ def summarize(results: Mapping[str, TaskResult]) -> Summary:
                 "labelled_rows": result.rows,
                 "auxiliary": result.auxiliary,
                 "measures": {
-                    key: {"higher_is_better": measure.higher_is_better, "unit": measure.unit}
+                    key: {"higher_is_better": measure.higher_is_better, "best": measure.best, "unit": measure.unit}
                     for key, measure in result.measures.items()
                 },
             }
@@ -35,7 +35,7 @@ def summarize(results: Mapping[str, TaskResult]) -> Summary:
 
 
 def rows(summary: Summary) -> list[tuple[str, str, str, str, str]]:
-    """One row a task and metric, then its loss; the arrow says which way is better."""
+    """One row a task and metric, then its loss; the arrow says which way is better, or to which value."""
     table = []
     for name, task in summary["tasks"].items():
         label = f"{name} (auxiliary)" if task["auxiliary"] else name
@@ -44,7 +44,7 @@ def rows(summary: Summary) -> list[tuple[str, str, str, str, str]]:
                 continue
             unit = f" {measure['unit']}" if measure["unit"] else ""
             trivial = f"{task['trivial'][key]:.3f}{unit}" if key in task["trivial"] else "-"
-            arrow = "↑" if measure["higher_is_better"] else "↓"
+            arrow = {True: "↑", False: "↓", None: f"→ {measure['best']:g}"}[measure["higher_is_better"]]
             count = f"{task['labelled_elements']}" if label else ""
             table.append((label, f"{key} {arrow}", f"{task['metrics'][key]:.3f}{unit}", trivial, count))
             label = ""

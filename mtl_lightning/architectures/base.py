@@ -34,7 +34,7 @@ class Architecture(nn.Module):
         return [[stages[level] for stages in encoders if level < len(stages)] for level in range(depth)]  # type: ignore[misc]
 
     def penalties(self) -> dict[str, Tensor]:
-        """Named scalars that are added to the objective after the weighting."""
+        """Named scalars that are added to the objective after the weighting, and logged as ``penalty/NAME``."""
         return {}
 
 

@@ -24,6 +24,9 @@ AXIS = "trainer/global_step"
 """The x-axis that Lightning's logger sends with every value."""
 BOX = ["x0", "y0", "x1", "y1"]
 
+WAYS = {True: "max", False: "min", None: "last"}
+"""What W&B keeps of a metric in a run's summary, by which way is better."""
+
 
 class Tracking(Callback):
     """Sends to Weights & Biases what is no plain number; does nothing without a W&B logger.
@@ -49,9 +52,9 @@ class Tracking(Callback):
             logger.log_hyperparams(yaml.safe_load(self.config) | {"run_folder": str(self.folder)})
             best = {"val/score": "max", "val/loss": "min"}
             for name, task in pl_module.tasks.items():  # type: ignore[union-attr, operator]
-                best |= {f"val/{name}/{key}": "max" if way.higher_is_better else "min" for key, way in task.measures.items()}
+                best |= {f"val/{name}/{key}": WAYS[way.higher_is_better] for key, way in task.measures.items()}
             for key, summary in best.items():
-                logger.experiment.define_metric(key, step_metric=AXIS, summary=f"{summary},last")
+                logger.experiment.define_metric(key, step_metric=AXIS, summary=",".join(dict.fromkeys((summary, "last"))))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the W&B run."""
@@ -133,13 +136,14 @@ def _picture(row: Row) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
+BETTER = {True: "higher", False: "lower", None: "near"}
 COLUMNS = ["task", "metric", "better", "model", "trivial", "labelled"]
 
 
 def table(summary: Summary) -> list[list[Any]]:
     """A row a task and metric, as numbers."""
     return [
-        [name, key, "higher" if measure["higher_is_better"] else "lower", task["metrics"][key], task["trivial"].get(key),
+        [name, key, BETTER[measure["higher_is_better"]], task["metrics"][key], task["trivial"].get(key),
          task["labelled_elements"]]
         for name, task in summary["tasks"].items()
         for key, measure in task["measures"].items()

@@ -1,5 +1,6 @@
 """From the columns of a manifest to each task's labels; what is wrong with a cell is collected, not raised."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +23,9 @@ class Column:
     """Where a task's labels are in the manifest; exactly one of ``column``, ``box`` and ``columns``.
 
     Attributes:
-        column: one column: a class, a number, or the path of a mask, depth or normals file.
+        column: one column: a class, a number, an angle, or the path of a mask, depth or normals file.
         box: four columns xmin, ymin, xmax, ymax in pixels of the picture as it is seen, for a task of four numbers.
-        columns: several columns: the entries of a vector of numbers, or labels of 0 and 1.
+        columns: several columns: the entries of a vector of numbers or angles, or labels of 0 and 1.
         values: masks: the class (name or index) of each value in the files; null means that they are the class indices and
             that 255 is no label.
         ignore: masks: further values in the files that mean no label.
@@ -65,7 +66,7 @@ def resolve_column(task: Task, chosen: str | list[str] | Column | None, table: T
         raise ConfigError(f"{key}: give exactly one of column, box (four columns) and columns")
     if column.box is not None and (len(column.box) != 4 or task.kind != "numbers"):
         raise ConfigError(f"{key}.box: expected four columns xmin, ymin, xmax, ymax and a task of numbers, not {task.kind}")
-    if column.columns is not None and task.kind not in ("numbers", "multilabel"):
+    if column.columns is not None and task.kind not in ("numbers", "angle", "multilabel"):
         raise ConfigError(f"{key}: a task of kind {task.kind} is read from one column, got {column.columns}")
     if (column.values is not None or column.ignore) and task.kind != "mask":
         raise ConfigError(f"{key}: values and ignore are for masks, this task's kind is {task.kind}")
@@ -80,7 +81,7 @@ def resolve_column(task: Task, chosen: str | list[str] | Column | None, table: T
 def read_labels(task: Task, column: Column, table: Table, root: str, train: np.ndarray, faults: Faults) -> Labels:
     """Read a task's cells of all rows; opens no file.
 
-    Sets ``task.names`` where it is None: the classes found in training rows in order (numerically if all are integers), the
+    Sets ``task.names`` where it is None: the classes found in training rows in order (numerically if all are numbers), the
     names of the columns, x0, y0, x1, y1 for a box, the classes in ``values`` for a mask.
 
     Args:
@@ -103,7 +104,7 @@ def read_labels(task: Task, column: Column, table: Table, root: str, train: np.n
         case "numbers" if column.box is not None:
             _set_names(task, BOX)
             return BoxLabels(_boxes(task, column, table, faults))
-        case "numbers":
+        case "numbers" | "angle":
             _set_names(task, column.used)
             return NumberLabels(_vectors(task, column, table, faults, Table.numbers))
         case "mask":
@@ -122,8 +123,8 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (f" … ({len(names)} in all)" if len(names) > 20 else "")
 
 
-def _whole(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit()
+def _number(text: str) -> bool:
+    return re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII) is not None
 
 
 def _classes(task: Task, column: str, table: Table, train: np.ndarray, faults: Faults) -> ClassLabels:
@@ -131,10 +132,10 @@ def _classes(task: Task, column: str, table: Table, train: np.ndarray, faults: F
     if task.names is None:
         found = [texts[code] for code in np.unique(codes[train]) if texts[code]]
         # Otherwise the class "10" would come before the class "2".
-        task.names = sorted(found, key=lambda text: (int(text), text)) if all(map(_whole, found)) else sorted(found)
+        task.names = sorted(found, key=lambda text: (float(text), text)) if all(map(_number, found)) else sorted(found)
     names = task.names
     known = {name: index for index, name in enumerate(names)}
-    if not all(map(_whole, names)):
+    if not all(map(_number, names)):
         known = {str(index): index for index in range(len(names))} | known
     index = np.array([known.get(text, -1) for text in texts] or [-1])
     labels = index[codes]

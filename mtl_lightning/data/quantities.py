@@ -1,5 +1,6 @@
 """What a task can learn from a rendered scene, how it is kept in little memory, and which pixels are hidden."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torchvision import tv_tensors
 from mtl_lightning.batch import Kind
 from mtl_lightning.data.solids import SHAPES, Array
 from mtl_lightning.data.tv import ClassMap, Depth, Normals
-from mtl_lightning.data.world import PRESENT, SURFACES, Scene
+from mtl_lightning.data.world import MOST, PRESENT, SURFACES, Scene
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,22 @@ def _box(packed: Array, size: tuple[int, int]) -> Tensor:
     return box
 
 
+def _azimuth(scene: Scene) -> float:
+    right, _, towards = scene.world.light
+    return math.degrees(math.atan2(right, towards))
+
+
 QUANTITIES: dict[str, Quantity] = {
     "shape": Quantity("class", SHAPES, lambda scene: scene.shapes[0], lambda packed, _: torch.tensor(int(packed))),
     "present": Quantity("multilabel", PRESENT, lambda scene: scene.present, _float),
     "count": Quantity("numbers", ("count",), lambda scene: np.array([len(scene.shapes)], np.float32), _float),
+    "bodies": Quantity(
+        "class",
+        tuple(str(number) for number in range(1, MOST + 1)),
+        lambda scene: np.array(len(scene.shapes) - 1),
+        lambda packed, _: torch.tensor(int(packed)),
+    ),
+    "light": Quantity("angle", ("light",), lambda scene: np.array([_azimuth(scene)], np.float32), _float),
     "box": Quantity("numbers", ("x0", "y0", "x1", "y1"), lambda scene: scene.boxes[0], _box),
     "segmentation": Quantity(
         "mask",

@@ -137,9 +137,11 @@ class ScenesDataModule(MultiTaskDataModule):
     """Lit solids on a floor, rendered here: shapes, colours, a number, a box, segmentation, depth and normals.
 
     Quantities: ``shape`` (class of the largest visible body), ``present`` (multi-label: shapes and colours that are visible),
-    ``count`` (number of visible bodies, 1 to 5), ``box`` (around the largest: x0, y0, x1, y1 as fractions of width and height),
-    ``segmentation`` (background, ground and the shapes), ``depth`` (metres along the camera's axis, 2 to 12, none for the
-    background) and ``normals`` (camera frame, none for the background). :class:`~mtl_lightning.data.world.Scene` tells more.
+    ``count`` (number of visible bodies, 1 to 5) and ``bodies`` (the same as a class or grade), ``light`` (the angle in degrees
+    from which it comes, about the vertical: 0 is from behind the viewer, 90 from the right), ``box`` (around the largest: x0,
+    y0, x1, y1 as fractions of width and height), ``segmentation`` (background, ground and the shapes), ``depth`` (metres along
+    the camera's axis, 2 to 12, none for the background) and ``normals`` (camera frame, none for the background).
+    :class:`~mtl_lightning.data.world.Scene` tells more.
 
     Args:
         train_size: rows of the training split.

@@ -42,6 +42,6 @@ def need_pyramid(head: str, specs: Sequence[FeatureSpec]) -> None:
     if len(strides) > 1 and min(strides) == max(strides):
         raise ConfigError(
             f"head {head} needs a pyramid, maps of several strides; the encoder gives {len(specs)} maps, all of stride "
-            f"{strides[0]}. Set the task's init_args.head to one that reads the last map alone (FCN for dense tasks; Linear or "
-            "MLP for the others), or take an encoder with a pyramid (ResNet, ConvNeXt, Swin, …)"
+            f"{strides[0]}. Set the task's init_args.head to one that reads the last map alone (FCN or ASPP for dense tasks; "
+            "Linear, MLP or AttentionPooling for the others), or take an encoder with a pyramid (ResNet, ConvNeXt, Swin, …)"
         )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.heads.base import Head, need_pyramid
-from mtl_lightning.heads.blocks import conv3x3, resize
+from mtl_lightning.heads.blocks import Norm, check_options, conv3x3, resize
 
 
 class UpBlock(nn.Module):
@@ -18,10 +18,10 @@ class UpBlock(nn.Module):
         coarse: channels of the coarser map.
         skip: channels of the finer one.
         width: channels of the result.
-        norm: with batch norm.
+        norm: of the 3x3 convolutions.
     """
 
-    def __init__(self, coarse: int, skip: int, width: int, norm: bool) -> None:
+    def __init__(self, coarse: int, skip: int, width: int, norm: Norm) -> None:
         super().__init__()
         self.narrow = nn.Conv2d(coarse, width, 1)
         self.merge = nn.Sequential(conv3x3(width + skip, width, norm), conv3x3(width, width, norm))
@@ -46,15 +46,23 @@ class UNet(Head):
         channels: outputs per pixel.
         widths: channels of the steps up, the deepest first, one fewer than there are maps; null takes 128, halved at each
             step, at most half of the finer map's channels and at least 16.
-        norm: with batch norm.
+        dropout: share of the values before the last convolution left out in training, in [0, 1).
+        norm: of the 3x3 convolutions: ``batch``, ``layer`` (over the channels of each cell) or ``none``.
 
     Raises:
-        ConfigError: a feature that is not a map, maps of one stride alone, or widths that do not fit the pyramid.
+        ConfigError: several maps of one stride, widths that do not fit the pyramid, or a number out of its range.
     """
 
     dense = True
 
-    def __init__(self, specs: Sequence[FeatureSpec], channels: int, widths: list[int] | None = None, norm: bool = True) -> None:
+    def __init__(
+        self,
+        specs: Sequence[FeatureSpec],
+        channels: int,
+        widths: list[int] | None = None,
+        dropout: float = 0.0,
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__()
         need_pyramid(type(self).__name__, specs)
         skips = [spec.channels for spec in reversed(specs[:-1])]
@@ -65,10 +73,12 @@ class UNet(Head):
                 f"head {type(self).__name__}: widths is {widths}, expected {len(skips)} numbers >= 1, one for each step up "
                 f"through the {len(specs)} maps of the pyramid"
             )
+        check_options(type(self).__name__, dropout, norm, min(widths, default=2))
         coarse = [specs[-1].channels, *widths]
         self.blocks = nn.ModuleList(
             UpBlock(before, skip, width, norm) for before, skip, width in zip(coarse, skips, widths, strict=False)
         )
+        self.dropout = nn.Dropout(dropout)
         self.predict = nn.Conv2d(coarse[-1], channels, 1)
 
     def forward(self, features: Sequence[Features], size: tuple[int, int]) -> Tensor:
@@ -76,4 +86,4 @@ class UNet(Head):
         tensor = features[-1].tensor
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             tensor = block(tensor, skip.tensor)
-        return resize(self.predict(tensor), size)
+        return resize(self.predict(self.dropout(tensor)), size)

@@ -42,12 +42,12 @@ class Measure(NamedTuple):
     """How to read a metric.
 
     Attributes:
-        higher_is_better: the direction.
+        higher_is_better: the direction; None where ``best`` is to be met, neither exceeded nor missed.
         best: the value of a perfect model, against which skill over the trivial predictor is taken.
         unit: shown in tables; may be empty.
     """
 
-    higher_is_better: bool
+    higher_is_better: bool | None
     best: float
     unit: str = ""
 

@@ -18,13 +18,9 @@ from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.classification import ClassificationScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
+from mtl_lightning.tasks.charts import heat_map
 from mtl_lightning.tasks.drawing import RIGHT, WRONG, no_label, write
 from mtl_lightning.tasks.results import Category, Result
-
-NUMBERED = 12
-"""The numbers of more classes would not fit into the cells of a confusion matrix."""
-NAMED = 40
-"""The names of more classes would not fit beside it."""
 
 
 class Classification(Task):
@@ -184,21 +180,4 @@ class Classification(Task):
 
     def plots(self, results: Mapping[str, Tensor]) -> Mapping[str, Callable[[Axes], None]]:
         """``confusion``: for each true class, how its images were classified."""
-        return {"confusion": partial(_heat_map, results["confusion"], self._classes())} if "confusion" in results else {}
-
-
-def _heat_map(confusion: Tensor, names: Sequence[str], axes: Axes) -> None:
-    counts = confusion.double().cpu()
-    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
-    axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    places = range(len(names)) if len(names) <= NAMED else []
-    axes.set_xticks(places, [names[place] for place in places], rotation=90, fontsize=6)
-    axes.set_yticks(places, [names[place] for place in places], fontsize=6)
-    if len(names) > NUMBERED:
-        return
-    for row, line in enumerate(shares.tolist()):
-        for column, share in enumerate(line):
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=color)
+        return {"confusion": partial(heat_map, results["confusion"], self._classes())} if "confusion" in results else {}

@@ -117,7 +117,7 @@ class Regression(Task):
     @property
     def target(self) -> TargetSpec:
         """The numbers."""
-        return TargetSpec("numbers", (self.channels,), torch.float32, 0.0)
+        return TargetSpec("numbers", (len(self._numbers()),), torch.float32, 0.0)
 
     def default_head(self, specs: Sequence[FeatureSpec]) -> Head:
         """One linear layer on the pooled features."""
@@ -204,7 +204,7 @@ class Regression(Task):
     def decode(self, prediction: Tensor) -> list[Any]:
         """Numbers in real units per row: a list, or the number itself where there is only one."""
         rows = self._real(prediction).tolist()
-        return [row[0] for row in rows] if self.channels == 1 else rows
+        return [row[0] for row in rows] if len(self._numbers()) == 1 else rows
 
     def interpret(self, prediction: Tensor) -> Tensor:
         """Numbers in real units [B, D]."""
@@ -228,7 +228,7 @@ class Regression(Task):
             return _draw_boxes(axes, image, guess, truth)
         lines = []
         for column, name in enumerate(self._numbers()):
-            label = "" if self.channels == 1 else f"{name}: "
+            label = "" if len(self._numbers()) == 1 else f"{name}: "
             value = truth[column] if guess is None and truth is not None else (guess or [])[column]
             lines.append(label + ("not known" if value != value else f"{value:.3g} {self.unit}".rstrip()))
         return write(axes, image, "\n".join(lines))

@@ -191,6 +191,7 @@ TALLIES: dict[str, type[Tally]] = {
     "multilabel": MultiLabelTally,
     "mask": MaskTally,
     "numbers": NumberTally,
+    "angle": NumberTally,
     "depth": DepthTally,
     "normals": NormalsTally,
 }
