@@ -19,7 +19,7 @@ from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
-from mtl_lightning.monitor import check_monitor
+from mtl_lightning.monitor import check_monitor, check_tunable, check_tuned
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
@@ -296,7 +296,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _finish(self, split: str) -> None:
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
-        results = evaluation.compute()
+        results = evaluation.compute(tune=split == "val" and not self.trainer.sanity_checking)
         evaluation.reset()
         self.results[split] = results
         if self.trainer.sanity_checking:
@@ -310,6 +310,16 @@ class MultiTaskModule(pl.LightningModule):
             losses = [float(self.tasks[name].weight) * result.values["loss"] for name, result in main.items()]  # type: ignore[arg-type]
             record |= {f"{split}/loss": sum(losses), f"{split}/score": value}
         self._report(record)
+
+    def on_fit_start(self) -> None:
+        """Refuse thresholds that could never be chosen."""
+        check_tunable(self.tasks, self.trainer.datamodule.counts().get("val", {}))  # type: ignore[attr-defined]
+
+    def on_test_start(self) -> None:
+        """Refuse thresholds that were never chosen."""
+        check_tuned(self.tasks)
+
+    on_predict_start = on_test_start
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""
