@@ -315,12 +315,6 @@ class MultiTaskModule(pl.LightningModule):
         """Refuse thresholds that could never be chosen."""
         check_tunable(self.tasks, self.trainer.datamodule.counts().get("val", {}))  # type: ignore[attr-defined]
 
-    def on_test_start(self) -> None:
-        """Refuse thresholds that were never chosen."""
-        check_tuned(self.tasks)
-
-    on_predict_start = on_test_start
-
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""
         self._finish("val")
@@ -333,6 +327,8 @@ class MultiTaskModule(pl.LightningModule):
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
         check_state(self, checkpoint["state_dict"], training)
+        if self.trainer.state.fn in ("test", "predict"):
+            check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
 
