@@ -313,7 +313,8 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse thresholds that could never be chosen."""
-        check_tunable(self.tasks, self.trainer.datamodule.counts().get("val", {}))  # type: ignore[attr-defined]
+        counts = self.trainer.datamodule.counts().get("val", {}) if self.trainer.enable_validation else {}  # type: ignore[attr-defined]
+        check_tunable(self.tasks, counts)
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""

@@ -66,13 +66,13 @@ def check_tunable(tasks: nn.ModuleDict, counts: dict[str, tuple[int, int]]) -> N
 
     Args:
         tasks: by name.
-        counts: labelled and all rows of the validation split, by task.
+        counts: labelled and all rows of the validation split, by task; empty where nothing is validated.
     """
     for name, task in tasks.items():
         if task.untuned and not counts.get(name, (0, 0))[0]:
             raise ConfigError(
-                f"model.tasks.{name}.init_args.threshold is validation, but the task has no validation label; "
-                "set it to a number, or take validation rows that have labels"
+                f"model.tasks.{name}.init_args.threshold is validation, but no label of it is validated "
+                "(no validation row has one, or trainer.limit_val_batches is 0); set it to a number, or validate some"
             )
 
 

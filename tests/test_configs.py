@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=8", "--data.init_args.test_size=8"]
 PETS = ["--data.init_args.root={pets}", "--data.init_args.manifest=partial.csv", "--data.init_args.batch_size=4"]
-SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS}
+SMALL = {"scenes": SCENES, "scenes_wandb": SCENES, "pets": PETS, "imbalanced": SCENES}
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
 
 

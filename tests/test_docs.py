@@ -16,13 +16,14 @@ from tests.data.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
+          "--data.init_args.num_workers=0"]  # fmt: skip
 SMALL = {
-    "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
-                            "--data.init_args.num_workers=0"],
+    "configs/scenes.yaml": SCENES,
+    "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
-    "configs/scenes_wandb.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16",
-                                  "--data.init_args.test_size=16", "--data.init_args.num_workers=0"],
-}  # fmt: skip
+    "configs/scenes_wandb.yaml": SCENES,
+}
 """What makes a command's data small, placed behind its config."""
 QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
 SLOW = ("--trainer.strategy ddp", "WandbLogger", "scenes_wandb", "ResNet")

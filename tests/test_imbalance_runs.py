@@ -99,12 +99,13 @@ def test_a_resumed_run_chooses_the_same(tmp_path: Path) -> None:
     assert facts[0] == facts[1] and len(facts[0]["thresholds"]) == len(facts[0]["pos_weight"]) == 3
 
 
-def test_no_validation_label_is_an_error_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--data.hidden_val=1", "--trainer.limit_val_batches=0"])
+def test_no_validation_label_is_an_error_before_training(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        call("fit", tmp_path, "--data.hidden_val=1")
+        call("fit", tmp_path, option)
     assert caught.value.code == 1 and not list(tmp_path.iterdir())
     message = capsys.readouterr().err
-    assert "model.tasks.marks.init_args.threshold is validation, but the task has no validation label" in message
+    assert "model.tasks.marks.init_args.threshold is validation, but no label of it is validated" in message
 
 
 @pytest.mark.parametrize("command", ["test", "predict"])

@@ -185,7 +185,7 @@ class Classification(Task):
         """With the classes that the threshold decides for."""
         logits, target = self.elements(prediction.detach().float(), target, labelled)
         if len(target):
-            metrics.update(logits, target, self._decide(logits))
+            metrics.update(logits, target, decided=self._decide(logits))
 
     def update_trivial(self, metrics: MetricCollection, target: Tensor, labelled: Tensor) -> None:
         """The most frequent class, whatever the threshold."""

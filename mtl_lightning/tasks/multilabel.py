@@ -167,13 +167,13 @@ class MultiLabel(Task):
         """With the labels that the thresholds decide for."""
         logits, target = self.elements(prediction.detach().float(), target, labelled)
         if len(target):
-            metrics.update(logits, target, self.decisions(logits))
+            metrics.update(logits, target, decided=self.decisions(logits))
 
     def update_trivial(self, metrics: MetricCollection, target: Tensor, labelled: Tensor) -> None:
         """More often there than not; yes to every label where thresholds are chosen for ``f1``."""
         logits, target = self.elements(self.trivial(target), target, labelled)
         if len(target):
-            metrics.update(logits, target, (logits >= 0) | self.decisions.tuning)
+            metrics.update(logits, target, decided=(logits >= 0) | self.decisions.tuning)
 
     def tune(self, results: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Take each label's threshold with the highest F1."""
