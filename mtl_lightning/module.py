@@ -19,7 +19,7 @@ from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.model import MultiTaskModel
-from mtl_lightning.monitor import check_monitor, check_tunable, check_tuned
+from mtl_lightning.monitor import check_monitor, check_tuned
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
@@ -310,11 +310,6 @@ class MultiTaskModule(pl.LightningModule):
             losses = [float(self.tasks[name].weight) * result.values["loss"] for name, result in main.items()]  # type: ignore[arg-type]
             record |= {f"{split}/loss": sum(losses), f"{split}/score": value}
         self._report(record)
-
-    def on_fit_start(self) -> None:
-        """Refuse thresholds that could never be chosen."""
-        counts = self.trainer.datamodule.counts().get("val", {}) if self.trainer.enable_validation else {}  # type: ignore[attr-defined]
-        check_tunable(self.tasks, counts)
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""

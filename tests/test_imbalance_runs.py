@@ -108,6 +108,22 @@ def test_no_validation_label_is_an_error_before_training(option: str, tmp_path: 
     assert "model.tasks.marks.init_args.threshold is validation, but no label of it is validated" in message
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--data.balance=marks", "balance is marks, which is a MultiLabel"), ("--data.hidden_val=1", "no label of it is validated")],
+)
+def test_check_says_so_too(option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call("check", tmp_path, option)
+    assert caught.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_check_of_what_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call("check", tmp_path)
+    assert "no fault was found" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_thresholds_that_were_never_chosen_are_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("fit", tmp_path, *ALONE, "--model.tasks.marks.init_args.threshold=0.5", "--trainer.max_steps=1")
