@@ -24,7 +24,7 @@ from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
 from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
-from mtl_lightning.monitor import check_monitor
+from mtl_lightning.monitor import check_monitor, check_tuned
 from mtl_lightning.optimization import parameter_groups, scale_scheduled
 from mtl_lightning.penalties import Penalty, choose_penalties, penalties_of
 from mtl_lightning.predictor import forward_each
@@ -311,7 +311,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def _finish(self, split: str) -> None:
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
-        results = evaluation.compute()
+        results = evaluation.compute(tune=split == "val" and not self.trainer.sanity_checking)
         evaluation.reset()
         self.results[split] = results
         if self.trainer.sanity_checking:
@@ -338,6 +338,8 @@ class MultiTaskModule(pl.LightningModule):
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
         check_state(self, checkpoint["state_dict"], training)
+        if self.trainer.state.fn in ("test", "predict"):
+            check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
 

@@ -1,10 +1,11 @@
-"""Which logged values can be followed by checkpoints and schedules."""
+"""Which logged values can be followed by checkpoints and schedules, and what can be chosen on the validation split."""
 
 from typing import Literal
 
 import lightning.pytorch as pl
+from torch import nn
 
-from mtl_lightning.errors import ConfigError
+from mtl_lightning.errors import CheckpointError, ConfigError
 
 
 def check_monitor(key: str, monitor: str, module: pl.LightningModule, counts: dict[str, tuple[int, int]]) -> None:
@@ -60,3 +61,28 @@ def direction(key: str, monitor: str, given: Literal["min", "max"] | None, modul
     if given not in (None, right):
         raise ConfigError(f"{key} is {given}, but of {monitor} the {right} is the best; leave it out, or set it to {right}")
     return right
+
+
+def check_tunable(tasks: nn.ModuleDict, counts: dict[str, tuple[int, int]]) -> None:
+    """Raise :class:`ConfigError` if a task is to choose its thresholds on a validation split that has no label of it.
+
+    Args:
+        tasks: by name.
+        counts: labelled and all rows of the validation split, by task; empty where nothing is validated.
+    """
+    for name, task in tasks.items():
+        if task.untuned and not counts.get(name, (0, 0))[0]:
+            raise ConfigError(
+                f"model.tasks.{name}.init_args.threshold is validation, but no label of it is validated "
+                "(no validation row has one, or trainer.limit_val_batches is 0); set it to a number, or validate some"
+            )
+
+
+def check_tuned(tasks: nn.ModuleDict) -> None:
+    """Raise :class:`CheckpointError` if a task's thresholds have not been chosen."""
+    for name, task in tasks.items():
+        if task.untuned:
+            raise CheckpointError(
+                f"model.tasks.{name}.init_args.threshold is validation, but the checkpoint has none that was chosen there; "
+                "use a checkpoint of a run that was trained and validated with it, or set it to a number"
+            )

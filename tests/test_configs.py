@@ -23,6 +23,7 @@ SMALL = {
     "pets_finetune": [*PETS, "--data.init_args.image_size=64"],
     "folder": FOLDER,
     "kinds": SCENES,
+    "imbalanced": SCENES,
 }
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
 

@@ -17,16 +17,16 @@ from tests.data.manifest import write_manifest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
+          "--data.init_args.num_workers=0"]  # fmt: skip
 SMALL = {
-    "configs/scenes.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
-                            "--data.init_args.num_workers=0"],
-    "configs/kinds.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--data.init_args.test_size=16",
-                           "--data.init_args.num_workers=0"],
+    "configs/scenes.yaml": SCENES,
+    "configs/kinds.yaml": SCENES,
+    "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
-    "configs/scenes_wandb.yaml": ["--data.init_args.train_size=32", "--data.init_args.val_size=16",
-                                  "--data.init_args.test_size=16", "--data.init_args.num_workers=0"],
+    "configs/scenes_wandb.yaml": SCENES,
     "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
-}  # fmt: skip
+}
 """What makes a command's data small, placed behind its config."""
 QUICK = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
 SLOW = ("--trainer.strategy ddp", "WandbLogger", "scenes_wandb", "ResNet")

@@ -37,10 +37,18 @@ def numbers(loss="mse", **options):
     return task
 
 
+def learnt(task):
+    labels = torch.tensor([0, 0, 1, 0, 2])
+    task.learn(labels if isinstance(task, Classification) else F.one_hot(labels, SIZE).float())
+    return task
+
+
 TASKS = {
     "classification": lambda: Classification(["a", "b", "c"]),
     "weighted": lambda: Classification(["a", "b", "c"], class_weights=[0.2, 1.0, 3.0], label_smoothing=0.1),
+    "balanced focal": lambda: learnt(Classification(["a", "b", "c"], "balanced", focal_gamma=2.0, top_k=[2])),
     "multilabel": lambda: MultiLabel(["a", "b", "c"]),
+    "balanced focal multilabel": lambda: learnt(MultiLabel(["a", "b", "c"], "balanced", focal_gamma=0.5, threshold="validation")),
     "mse": lambda: numbers("mse"),
     "l1": lambda: numbers("l1"),
     "huber": lambda: numbers("huber", delta=0.5),
@@ -213,7 +221,8 @@ def test_trivial_predictors_score_what_no_skill_means():
 @every_task
 def test_what_was_learnt_survives_json_and_a_safe_checkpoint(task):
     _, target = draw_targets(task)
-    fresh = TASKS[next(key for key, make in TASKS.items() if make().measures == task.measures and type(make()) is type(task))]()
+    alike = next(make for make in TASKS.values() if list(make().measures) == list(task.measures) and type(make()) is type(task))
+    fresh = alike()
     task.learn(target)
     fresh.names = None
     fresh.restore(json.loads(json.dumps(task.facts())))
@@ -221,7 +230,7 @@ def test_what_was_learnt_survives_json_and_a_safe_checkpoint(task):
     file = io.BytesIO()
     torch.save(nn.ModuleDict({"t": task}).state_dict(), file)
     file.seek(0)
-    again = nn.ModuleDict({"t": type(task)(["a", "b", "c"])})
+    again = nn.ModuleDict({"t": alike()})
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again["t"].facts() == task.facts()
     with pytest.raises(CheckpointError, match="'b', 'a'"):
@@ -256,7 +265,7 @@ def test_classification_scores_by_hand_with_a_class_that_is_nowhere():
     prediction = logits_of([0, 1, 1, 1, 0, 3], 4)
     labelled = torch.tensor([True] * 5 + [False])
     scores = evaluate(task, (prediction, target, labelled))
-    assert set(scores) == {"accuracy", "f1", "auroc", "confusion", "count"}
+    assert set(scores) == {"accuracy", "f1", "auroc", "ece", "reliability", "confusion", "count"}
     assert scores["count"] == 5 and scores["accuracy"] == pytest.approx(3 / 5)
     # F1 of a: 2·1/(2+2), of b: 2·2/(3+2), of c: 0; the class that is nowhere does not count.
     assert scores["f1"] == pytest.approx((2 / 4 + 4 / 5 + 0) / 3)
@@ -311,7 +320,7 @@ def test_multilabel_scores_by_hand():
     target = torch.tensor([[1, 0, 0, NAN], [NAN, 1, 0, NAN], [1, 1, NAN, NAN], [0, 0, 0, NAN]])
     everything = torch.ones(2).bool()
     scores = evaluate(task, (prediction[:2], target[:2], everything), (prediction[2:], target[2:], everything))
-    assert set(scores) == {"accuracy", "f1", "auroc", "count"}
+    assert set(scores) == {"accuracy", "f1", "auroc", "ece", "reliability", "count"}
     assert scores["count"] == 3 + 4 + 3
     # a: yes→yes, yes→no, no→yes; b: no→yes, yes→yes, yes→no, no→no; never: three times no→no.
     assert scores["accuracy"] == pytest.approx((1 + 2 + 3) / 10)
@@ -323,7 +332,7 @@ def test_multilabel_scores_by_hand():
 def test_a_label_without_a_positive_has_no_part_in_the_means():
     task = MultiLabel(["a"])
     scores = evaluate(task, (torch.tensor([[-1.0], [-2.0]]), torch.zeros(2, 1), torch.ones(2).bool()))
-    assert set(scores) == {"accuracy", "count"} and scores["accuracy"] == 1
+    assert set(scores) == {"accuracy", "ece", "reliability", "count"} and scores["accuracy"] == 1
     scores = evaluate(task, (torch.tensor([[-1.0], [2.0]]), torch.zeros(2, 1), torch.ones(2).bool()))
     assert scores["f1"] == 0
 
@@ -378,7 +387,7 @@ def test_metrics_do_not_depend_on_how_rows_are_spread(task):
         assert set(other) == set(whole)
         for key, value in whole.items():
             torch.testing.assert_close(other[key], value)
-    assert set(task.measures) | {"count"} == set(whole) - {"confusion"}
+    assert set(task.measures) | {"count"} == set(whole) - {"confusion", "reliability", "histogram"}
     assert next(iter(task.measures)) in whole
 
 

@@ -7,6 +7,8 @@ from rich.table import Table
 
 from mtl_lightning.metrics.evaluation import TaskResult, score
 
+LISTED = 12
+"""Thresholds of a task that have a row each; of more the range is shown, and all of them are in ``summary.json``."""
 HEADER = ("task", "metric", "model", "trivial", "labelled")
 Summary = dict[str, Any]
 """One split of ``summary.json``."""
@@ -24,6 +26,7 @@ def summarize(results: Mapping[str, TaskResult]) -> Summary:
                 "labelled_elements": result.count,
                 "labelled_rows": result.rows,
                 "auxiliary": result.auxiliary,
+                "thresholds": result.thresholds,
                 "measures": {
                     key: {"higher_is_better": measure.higher_is_better, "best": measure.best, "unit": measure.unit}
                     for key, measure in result.measures.items()
@@ -49,7 +52,15 @@ def rows(summary: Summary) -> list[tuple[str, str, str, str, str]]:
             table.append((label, f"{key} {arrow}", f"{task['metrics'][key]:.3f}{unit}", trivial, count))
             label = ""
         table.append((label, "loss ↓", f"{task['metrics']['loss']:.3f}", "", ""))
+        table += [("", *row, "", "") for row in _thresholds(task["thresholds"])]
     return table
+
+
+def _thresholds(thresholds: Mapping[str, float]) -> list[tuple[str, str]]:
+    if len(thresholds) <= LISTED:
+        return [(f"threshold of {name}", f"{value:.3f}") for name, value in thresholds.items()]
+    values = thresholds.values()
+    return [(f"{len(values)} thresholds", f"{min(values):.3f} to {max(values):.3f}")]
 
 
 def caption(summary: Summary) -> str:

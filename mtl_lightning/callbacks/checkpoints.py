@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.errors import CheckpointError
-from mtl_lightning.monitor import check_monitor, direction
+from mtl_lightning.monitor import check_monitor, check_tunable, direction
 from mtl_lightning.storage import replacing
 
 
@@ -140,11 +140,12 @@ class BestCheckpoint(ModelCheckpoint):
         self._given = mode
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a monitor that will never be logged, before training."""
+        """Refuse a monitor that will never be logged, and thresholds that could never be chosen, before training."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit" or self.monitor is None:
             return
         counts = trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
+        check_tunable(pl_module.tasks, counts if trainer.enable_validation else {})  # type: ignore[arg-type]
         main = [name for name, task in pl_module.tasks.items() if not task.auxiliary]  # type: ignore[union-attr, operator]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping):

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
@@ -46,6 +47,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         drop_last: leave out an incomplete last training batch; None only does so where it would be a single row, of which
             BatchNorm cannot take a variance.
         mixing: MixUp or CutMix of training rows with the same labelled tasks, see :mod:`mtl_lightning.mixing`; None mixes none.
+        balance: a classification task whose classes come equally often in training: rows of rare ones several times an epoch,
+            of frequent ones not in every epoch. Rows without its label keep their share, and epochs their length.
     """
 
     on_error: str = "raise"
@@ -63,6 +66,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         eval_transforms: list[Transform] | None = None,
         drop_last: bool | None = None,
         mixing: Mixing | None = None,
+        balance: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -81,6 +85,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.transforms = {"train": list(train_transforms or []), "eval": list(eval_transforms or [])}
         self.drop_last = drop_last
         self.mixing = mixing
+        self.balance = balance
         self.tasks: dict[str, Task] | None = None
         self.configured: list[str] = []
         self.splits: dict[str, LabelledDataset] = {}
@@ -113,6 +118,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
             return
+        self.check_balance(self.tasks)
         found = self.datasets(self.tasks, wanted)
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
@@ -149,6 +155,32 @@ class MultiTaskDataModule(pl.LightningDataModule):
             split: {task: (int(dataset.labelled(task).sum()), len(dataset)) for task in self.tasks or {}}
             for split, dataset in self.splits.items()
         }
+
+    def check_balance(self, tasks: Mapping[str, Task]) -> None:
+        """Raise :class:`ConfigError` if ``balance`` names what has no classes, or a task whose loss is balanced already."""
+        if self.balance is None:
+            return
+        balanceable = [name for name, task in tasks.items() if task.kind == "class"]
+        if self.balance not in balanceable:
+            why = f"is a {type(tasks[self.balance]).__name__}" if self.balance in tasks else "is not among the tasks of this run"
+            which = f"set it to {' or '.join(balanceable)}" if balanceable else "leave it out"
+            raise ConfigError(
+                f"data.init_args.balance is {self.balance}, which {why}; it takes a task with one class per image: {which}"
+            )
+
+        if tasks[self.balance].balanced:
+            raise ConfigError(
+                f"data.init_args.balance is {self.balance}, whose loss weighs rare classes up already (class_weights: balanced): "
+                "both together would do it twice; leave one of them out"
+            )
+
+    def _classes(self, dataset: LabelledDataset) -> Tensor | None:
+        if self.balance is None:
+            return None
+        rows = np.flatnonzero(dataset.labelled(self.balance))
+        classes = torch.full((len(dataset),), -1, dtype=torch.long)
+        classes[torch.from_numpy(rows)] = torch.tensor([int(label) for label in dataset.targets(self.balance, rows.tolist())])
+        return classes
 
     def _learn(self) -> None:
         train = self.splits["train"]
@@ -205,7 +237,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         augmented = AugmentedDataset(
             dataset, compose(self.transforms["train" if train else "eval"], self.image_size), self.seed or 0
         )
-        sampler = EpochSampler(augmented, shuffle=train, seed=self.seed or 0, replicas=replicas, rank=rank)
+        classes = self._classes(dataset) if train else None
+        sampler = EpochSampler(augmented, shuffle=train, seed=self.seed or 0, replicas=replicas, rank=rank, classes=classes)
         drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
         return ResumableLoader(
             augmented,

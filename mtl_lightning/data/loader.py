@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from mtl_lightning.batch import Batch, Collate, TargetSpec
+from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.errors import DataError, MTLError
@@ -24,12 +26,14 @@ class Pick(NamedTuple):
         row: which.
         filler: only fills up an uneven last batch of several processes; it comes without labels.
         turn: how many rows this process was given before in the epoch.
+        copy: how many times the row came before in the epoch; each time it is augmented in another way.
     """
 
     epoch: int
     row: int
     filler: bool = False
     turn: int = 0
+    copy: int = 0
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -44,23 +48,38 @@ class EpochSampler(DistributedSampler[Any]):
         seed: of the order.
         replicas: number of processes.
         rank: this process.
+        classes: int64 [N], the class of each row or -1, which are to come equally often
+            (:func:`~mtl_lightning.data.balance.balanced_order`); None takes every row once.
     """
 
-    def __init__(self, dataset: Dataset[Any], shuffle: bool, seed: int, replicas: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        shuffle: bool,
+        seed: int,
+        replicas: int = 1,
+        rank: int = 0,
+        classes: Tensor | None = None,
+    ) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=shuffle, seed=seed)
+        self.classes = classes
         self.start = 0
 
     def __iter__(self) -> Iterator[Any]:
         length = len(self.dataset)  # type: ignore[arg-type]
         epoch = self.epoch if self.shuffle else 0
-        order = list(range(length))
+        order, copies = list(range(length)), [0] * length
         if self.shuffle:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            order = torch.randperm(length, generator=generator).tolist()
+            if self.classes is None:
+                order = torch.randperm(length, generator=generator).tolist()
+            else:
+                order, copies = (part.tolist() for part in balanced_order(self.classes, generator))
         start, self.start = self.start, 0
         for step in range(start, len(self)):
             position = step * self.num_replicas + self.rank
-            yield Pick(epoch, order[position % length], filler=position >= length, turn=step)
+            place = position % length
+            yield Pick(epoch, order[place], filler=position >= length, turn=step, copy=copies[place])
 
 
 class AugmentedDataset(Dataset[Sample]):
@@ -84,7 +103,7 @@ class AugmentedDataset(Dataset[Sample]):
         sample = self.dataset[pick.row]
         if pick.filler:
             sample = {key: sample[key] for key in ("id", "image", "size") if key in sample}
-        with sample_randomness(self.seed, pick.epoch, pick.row, restore=get_worker_info() is None):
+        with sample_randomness(self.seed, pick.epoch, pick.row + pick.copy * len(self), restore=get_worker_info() is None):
             return self.transform(sample)
 
     def __getitems__(self, picks: Sequence[Pick]) -> tuple[Pick, list[Sample]] | MTLError:

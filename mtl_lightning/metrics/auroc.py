@@ -29,6 +29,11 @@ def histogram(log_odds: Tensor, truth: Tensor) -> Tensor:
     return counts.view(2, columns, BINS)
 
 
+def edges() -> Tensor:
+    """The log-odds between bins, float64 [BINS + 1]; the middle one is 0. Bin i begins at edge i."""
+    return torch.linspace(-REACH, REACH, BINS + 1, dtype=torch.float64).sinh()
+
+
 def auroc(counts: Tensor) -> Tensor:
     """The area under each column's ROC curve: how often a positive is scored above a negative, equal bins counting half.
 

@@ -129,6 +129,7 @@ class TaskResult:
         measures: direction and unit of each metric, the first one decides the skill.
         auxiliary: left out of the score.
         tensors: results that are no single number.
+        thresholds: probabilities at which the task decides, chosen on the validation split.
     """
 
     values: dict[str, float]
@@ -139,6 +140,7 @@ class TaskResult:
     measures: dict[str, Measure]
     auxiliary: bool
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 def skill(measure: Measure, value: float, trivial: float) -> float:
@@ -180,17 +182,21 @@ class Evaluation(nn.Module):
         for name, task in tasks.items():
             target, labelled = batch.targets[name], batch.labelled[name]
             task.update(self.metrics[name], predictions[name], target, labelled)  # type: ignore[arg-type]
-            task.update(self.baselines[name], task.trivial(target), target, labelled)  # type: ignore[arg-type]
+            task.update_trivial(self.baselines[name], target, labelled)  # type: ignore[arg-type]
 
-    def compute(self) -> dict[str, TaskResult]:
-        """The results of the tasks that had a label; a task without one is left out."""
+    def compute(self, tune: bool = False) -> dict[str, TaskResult]:
+        """The results of the tasks that had a label; a task without one is left out.
+
+        Args:
+            tune: let the tasks choose on this split what they choose on the validation split.
+        """
         results = {}
         losses, rows = self.losses.compute()
         for position, (name, task) in enumerate(self._tasks[0].items()):
             if not rows[position]:
                 continue
             computed = self.metrics[name].compute()  # type: ignore[operator]
-            values, tensors = _split(computed)
+            values, tensors = _split(task.tune(computed) if tune else computed)
             trivial, _ = _split(self.baselines[name].compute())  # type: ignore[operator]
             first = next(iter(task.measures))
             results[name] = TaskResult(
@@ -202,6 +208,7 @@ class Evaluation(nn.Module):
                 dict(task.measures),
                 task.auxiliary,
                 tensors,
+                task.thresholds(),
             )
         return results
 

@@ -27,6 +27,22 @@ def class_iou(confusion: Tensor) -> Tensor:
     return hit / (confusion.sum(0) + confusion.sum(1) - hit)
 
 
+def confusion_scores(confusion: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """What :meth:`SegmentationScores.compute` returns.
+
+    Args:
+        confusion: [C, C] counts of at least one pixel, the truth as rows.
+        names: the classes.
+    """
+    scores = class_iou(confusion)
+    seen = ~scores.isnan()
+    results = {
+        "miou": scores[seen].mean().float(),
+        "pixel_accuracy": (confusion.diagonal().sum().double() / confusion.sum()).float(),
+    }
+    return results | {iou_key(name): scores[row].float() for row, name in enumerate(names) if seen[row]}
+
+
 class SegmentationScores(Metric):
     """Mean and per-class intersection over union and pixel accuracy, over all labelled pixels of a split.
 
@@ -63,13 +79,4 @@ class SegmentationScores(Metric):
             ``miou`` (mean over the classes that are in the truth or predicted), ``pixel_accuracy`` and ``iou_<class>`` of
             those classes, all in 0..1; nothing if there was no pixel.
         """
-        count = self.confusion.sum()
-        if not count:
-            return {}
-        scores = class_iou(self.confusion)
-        seen = ~scores.isnan()
-        results = {
-            "miou": scores[seen].mean().float(),
-            "pixel_accuracy": (self.confusion.diagonal().sum().double() / count).float(),
-        }
-        return results | {iou_key(name): scores[row].float() for row, name in enumerate(self.names) if seen[row]}
+        return confusion_scores(self.confusion, self.names) if self.confusion.any() else {}

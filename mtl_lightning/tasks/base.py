@@ -98,6 +98,8 @@ class Task(nn.Module):
     """The names of the loss terms."""
     meaning: ClassVar[str] = "raw"
     """What :meth:`interpret` gives, for the description beside an exported model."""
+    balanced: bool = False
+    """Whether its loss weighs rare labels up as the training labels say."""
     names: list[str] | None = None
     """The names of the classes, labels or numbers; where None a data module sets what it finds in the training split."""
 
@@ -225,8 +227,28 @@ class Task(nn.Module):
         if len(chosen[1]):
             metrics.update(*chosen)
 
+    def update_trivial(self, metrics: MetricCollection, target: Tensor, labelled: Tensor) -> None:
+        """The same for what the best constant guess predicts."""
+        self.update(metrics, self.trivial(target), target, labelled)
+
+    def tune(self, results: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Choose what is chosen on the validation split (thresholds) and keep it; returns the results with the choice.
+
+        Called on every process with the same results of the whole split, before a checkpoint is written.
+        """
+        return results
+
+    @property
+    def untuned(self) -> bool:
+        """Whether :meth:`tune` has something to choose that has not been chosen yet."""
+        return False
+
+    def thresholds(self) -> dict[str, float]:
+        """The probabilities chosen on the validation split, by the name of what they decide, for tables."""
+        return {}
+
     def facts(self) -> dict[str, Any]:
-        """What was learnt from the training labels, as plain numbers, strings and lists."""
+        """What was learnt from the training labels and chosen on the validation split, as plain numbers, strings and lists."""
         return {}
 
     def describe(self) -> dict[str, Any]:

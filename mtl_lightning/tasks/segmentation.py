@@ -1,6 +1,5 @@
 """A class for every pixel."""
 
-import colorsys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -9,10 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Patch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from mtl_lightning.batch import IGNORE, Kind, TargetSpec
 from mtl_lightning.errors import ConfigError
@@ -20,51 +17,15 @@ from mtl_lightning.features import FeatureSpec
 from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.unet import UNet
-from mtl_lightning.metrics.segmentation import SegmentationScores, iou_key
+from mtl_lightning.metrics.decisions import ScoreHistogram, mean_iou
+from mtl_lightning.metrics.segmentation import SegmentationScores, confusion_scores, iou_key
 from mtl_lightning.tasks.base import Count, HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
-from mtl_lightning.tasks.drawing import no_label, show_image
+from mtl_lightning.tasks.dice import dice_loss
+from mtl_lightning.tasks.drawing import no_label
+from mtl_lightning.tasks.imbalance import balanced_class_weights, check_gamma, focal, given_weights
+from mtl_lightning.tasks.painting import draw_mask, iou_bars, palette
 from mtl_lightning.tasks.results import Mask, Result
-
-COLORS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#edc948", "#b07aa1", "#ff9da7", "#9c755f")
-UNLABELLED = (0.6, 0.6, 0.6)
-LEGEND = 6
-"""A legend of more classes would hide a small picture."""
-
-
-def palette(count: int) -> Tensor:
-    """Colours of classes, [count, 3] in 0..1: a few fixed ones, then hues in steps of the golden ratio."""
-    fixed = [to_rgb(color) for color in COLORS[:count]]
-    turns = range(len(fixed), count)
-    further = [colorsys.hsv_to_rgb(turn * 0.618 % 1, 0.55 + turn % 2 * 0.35, 0.9 - turn % 3 * 0.2) for turn in turns]
-    return torch.tensor(fixed + further)
-
-
-def dice_loss(prediction: Tensor, target: Tensor, valid: Tensor) -> Term:
-    """Soft Dice loss per image (F. Milletari, N. Navab, S.-A. Ahmadi, 3DV 2016, "V-Net").
-
-    1 - the mean Dice coefficient 2 * sum(p * y) / (sum(p) + sum(y)) over the classes that the image's truth contains, p being
-    the softmax. A class that is absent has no term of its own, where one wrong pixel would cost as much as the whole class:
-    pixels wrongly given to it are missing from the classes that are there. Ours has no squares in the denominator.
-
-    Args:
-        prediction: logits [B, C, H, W].
-        target: class indices [B, H, W].
-        valid: bool [B, H, W], the labelled pixels.
-
-    Returns:
-        The sum over the images with a labelled pixel, and their number.
-    """
-    valid = valid.unsqueeze(1)
-    probability = torch.where(valid, prediction.softmax(1), 0.0)
-    classes = torch.arange(prediction.shape[1], device=target.device).view(1, -1, 1, 1)
-    truth = (target.unsqueeze(1) == classes) & valid
-    size = truth.sum((2, 3))
-    overlap = torch.where(truth, probability, 0.0).sum((2, 3))
-    dice = 2 * overlap / (probability.sum((2, 3)) + size).clamp_min(1.0)
-    present = size > 0
-    images = present.any(1)
-    mean = torch.where(present, dice, 0.0).sum(1) / present.sum(1).clamp_min(1)
-    return Term(torch.where(images, 1 - mean, 0.0).sum(), images.sum().float())
+from mtl_lightning.tasks.thresholds import Thresholds
 
 
 class SemanticSegmentation(Task):
@@ -75,7 +36,11 @@ class SemanticSegmentation(Task):
         loss: ``ce`` (cross-entropy), ``dice`` (soft Dice per image), ``ce+dice`` (both, coefficient 1 each) or ``bce`` (binary
             cross-entropy with one output channel; two classes, the second is the foreground).
         class_weights: one weight >= 0 per class for the cross-entropy, whose mean then divides by the weight mass of the
-            labelled pixels; null weighs all alike.
+            labelled pixels. ``balanced`` learns n / (C * n_c) from the pixels of (up to 256) training masks. Null weighs all
+            alike.
+        focal_gamma: exponent >= 0 that turns the cross-entropy into the focal loss, which counts what is right already less.
+        threshold: for ``bce``, the least probability of the foreground at which a pixel is given to it. ``validation`` takes
+            the one with the highest ``miou`` on the validation split, anew whenever that has been evaluated.
         weight: fixed importance, > 0.
         auxiliary: helps training only.
         head: builds the head; null takes the U-Net decoder.
@@ -94,19 +59,24 @@ class SemanticSegmentation(Task):
         self,
         classes: list[str],
         loss: Literal["ce", "dice", "ce+dice", "bce"] = "ce",
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        focal_gamma: float = 0.0,
+        threshold: float | Literal["validation"] = 0.5,
         weight: float = 1.0,
         auxiliary: bool = False,
         head: HeadFactory | None = None,
     ) -> None:
         super().__init__(weight, auxiliary, head)
-        _check_options(classes, loss, class_weights)
+        weights = given_weights("class_weights", class_weights)
+        self.decisions = Thresholds(threshold)
+        _check_options(classes, loss, class_weights, focal_gamma, self.decisions)
         self.names = list(classes)
         self.binary = loss == "bce"
         self.terms = tuple(loss.split("+"))
         self.noise = "gaussian" if loss == "dice" else "softmax"
         self.measures = {"miou": Measure(True, 1.0), "pixel_accuracy": Measure(True, 1.0)}
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.focal_gamma = focal_gamma
+        self.balanced = class_weights == "balanced"
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("log_frequencies", torch.full((len(classes),), 1 / len(classes)).log(), persistent=False)
 
@@ -126,20 +96,31 @@ class SemanticSegmentation(Task):
 
     def learn(self, targets: Iterable[Tensor]) -> None:
         """Learn how frequent each class is among the labelled pixels (each counted once more, so that none is impossible)."""
-        pixels = torch.ones(len(self.names), dtype=torch.float64)
+        pixels = torch.zeros(len(self.names), dtype=torch.float64)
         for target in targets:
             indices = target.flatten().long()
             pixels += torch.bincount(indices[indices >= 0], minlength=len(pixels)).cpu()
-        self.log_frequencies.copy_((pixels / pixels.sum()).log())
+        self.log_frequencies.copy_(((pixels + 1) / (pixels + 1).sum()).log())
+        if self.balanced:
+            self._weigh(balanced_class_weights(pixels))
+
+    def _weigh(self, weights: Tensor) -> None:
+        self.class_weights = weights.to(self.log_frequencies.device)
 
     def facts(self) -> dict[str, Any]:
-        """The classes and their frequencies."""
-        return {"classes": list(self.names), "log_frequencies": self.log_frequencies.tolist()}
+        """The classes, their frequencies and, if learnt, their weights, and the threshold if it was chosen."""
+        facts = {"classes": list(self.names), "log_frequencies": self.log_frequencies.tolist()}
+        if self.balanced and self.class_weights is not None:
+            facts["class_weights"] = self.class_weights.tolist()
+        return facts | self.decisions.facts()
 
     def restore(self, facts: dict[str, Any]) -> None:
-        """Take over the frequencies; raises :class:`CheckpointError` for other classes."""
+        """Take over what :meth:`facts` returned; raises :class:`CheckpointError` for other classes."""
         self.same_classes(self.names, facts["classes"])
         self.log_frequencies.copy_(torch.tensor(facts["log_frequencies"]))
+        if self.balanced and facts.get("class_weights") is not None:
+            self._weigh(torch.tensor(facts["class_weights"]))
+        self.decisions.restore(facts, self.name, 1)
 
     def check(self, target: Tensor, where: str) -> None:
         """Refuse what is no mask and indices that are no class."""
@@ -168,6 +149,8 @@ class SemanticSegmentation(Task):
         return terms
 
     def _cross_entropy(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Term:
+        if self.balanced and self.class_weights is None:
+            raise RuntimeError(f"task '{self.name}' has not learnt from training labels yet: call learn() or restore()")
         index = torch.where(valid, target, 0)
         mass = valid.float() if self.class_weights is None else torch.where(valid, self.class_weights[index], 0.0)
         # Not reduced by the library: its sum over a picture has no deterministic CUDA kernel.
@@ -175,7 +158,7 @@ class SemanticSegmentation(Task):
             each = F.binary_cross_entropy_with_logits(prediction[:, 0], index.to(prediction), reduction="none")
         else:
             each = F.cross_entropy(prediction, index, reduction="none")
-        return Term((each * mass).sum(), mass.sum())
+        return Term((focal(each, self.focal_gamma) * mass).sum(), mass.sum())
 
     @staticmethod
     def _valid(target: Tensor, labelled: Tensor) -> Tensor:
@@ -183,7 +166,10 @@ class SemanticSegmentation(Task):
 
     def metrics(self) -> MetricCollection:
         """``miou``, ``pixel_accuracy``, ``iou_<class>`` and ``count`` (of pixels)."""
-        return MetricCollection({"scores": SegmentationScores(self.names), "count": Count()}, compute_groups=False)
+        metrics: dict[str, Metric | MetricCollection] = {"scores": SegmentationScores(self.names), "count": Count()}
+        if self.decisions.tuning:
+            metrics["decisions"] = ScoreHistogram()
+        return MetricCollection(metrics, compute_groups=False)
 
     def keys(self) -> list[str]:
         """With the IoU of each class."""
@@ -196,7 +182,41 @@ class SemanticSegmentation(Task):
 
     def _classes(self, prediction: Tensor) -> Tensor:
         # max is four times as fast as argmax over a dimension that is not the last (CPU).
-        return (prediction[:, 0] > 0).long() if self.binary else prediction.max(1).indices
+        if not self.binary:
+            return prediction.max(1).indices
+        return (prediction[:, 0] > 0 if self.decisions.plain else self.decisions(prediction[:, 0])).long()
+
+    def update(self, metrics: MetricCollection, prediction: Tensor, target: Tensor, labelled: Tensor) -> None:
+        """With the scores of the pixels where a threshold is to be chosen."""
+        if not self.decisions.tuning:
+            return super().update(metrics, prediction, target, labelled)
+        prediction, valid = prediction.detach().float(), self._valid(target, labelled)
+        if valid.any():
+            decided, log_odds = self._classes(prediction)[valid], prediction[:, 0][valid]
+            metrics.update(prediction=decided, target=target[valid], log_odds=log_odds)
+        return None
+
+    def update_trivial(self, metrics: MetricCollection, target: Tensor, labelled: Tensor) -> None:
+        """The most frequent class, whatever the threshold."""
+        trivial, valid = self.trivial(target), self._valid(target, labelled)
+        if valid.any():
+            decided = (trivial[:, 0] > 0).long() if self.binary else trivial.max(1).indices
+            metrics.update(prediction=decided[valid], target=target[valid], log_odds=trivial[:, 0][valid])
+
+    def tune(self, results: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Take the threshold with the highest ``miou``."""
+        if "histogram" not in results:
+            return results
+        return {**results, **confusion_scores(self.decisions.choose(results["histogram"], mean_iou)[..., 0], self.names)}
+
+    @property
+    def untuned(self) -> bool:
+        """Whether the threshold is still to be chosen."""
+        return self.decisions.untuned
+
+    def thresholds(self) -> dict[str, float]:
+        """Of the foreground, if it was chosen."""
+        return self.decisions.probabilities(self.names[1:])
 
     def trivial(self, target: Tensor) -> Tensor:
         """The classes' log-frequencies (log-odds for ``bce``) at every pixel."""
@@ -229,42 +249,26 @@ class SemanticSegmentation(Task):
         """The classes' colours over the picture, grey where there is no label."""
         if prediction is None and target is None:
             return no_label(axes, image)
-        mask = (target if prediction is None else self._classes(prediction.detach()[None])[0]).long().cpu()  # type: ignore[union-attr]
-        colors = torch.cat([palette(len(self.names)), torch.tensor([UNLABELLED])])
-        # Unlabelled is -1, which is the last colour.
-        painted = colors[mask].permute(2, 0, 1)
-        picture = image.detach().float().cpu()
-        show_image(axes, torch.where(mask < 0, painted, 0.35 * picture + 0.65 * painted))
-        seen = [index for index in torch.unique(mask).tolist() if index >= 0]
-        if 0 < len(seen) <= LEGEND:
-            patches = [Patch(color=to_hex(tuple(colors[index].tolist())), label=self.names[index]) for index in seen]
-            axes.legend(handles=patches, loc="lower left", fontsize=5, handlelength=0.8, borderpad=0.3, labelspacing=0.2)
-        return None
+        mask = target if prediction is None else self._classes(prediction.detach()[None])[0]
+        return draw_mask(axes, image, mask.long().cpu(), self.names)  # type: ignore[union-attr]
 
     def plots(self, results: Mapping[str, Tensor]) -> Mapping[str, Callable[[Axes], None]]:
         """``iou``: a bar per class that is in the results."""
         scores = {name: float(results[iou_key(name)]) for name in self.names if iou_key(name) in results}
-        return {"iou": partial(_bars, scores)} if scores else {}
+        return {"iou": partial(iou_bars, scores)} if scores else {}
 
 
-def _bars(scores: Mapping[str, float], axes: Axes) -> None:
-    bars = axes.barh(list(scores), list(scores.values()), color=COLORS[0])
-    axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.1)
-    axes.set_xlabel("intersection over union")
-
-
-def _check_options(classes: Sequence[str], loss: str, class_weights: Sequence[float] | None) -> None:
+def _check_options(classes: Sequence[str], loss: str, class_weights: object, focal_gamma: float, decisions: Thresholds) -> None:
     if len(classes) < 2 or (loss == "bce" and len(classes) != 2):
         raise ConfigError(f"classes {list(classes)}: expected {'exactly' if loss == 'bce' else 'at least'} 2 for loss '{loss}'")
     keys = Counter(map(iou_key, classes))
     if twins := [name for name in classes if keys[iou_key(name)] > 1]:
         raise ConfigError(f"classes {twins} would share one metric name, '{iou_key(twins[0])}'; rename all but one")
-    if class_weights is None:
-        return
-    if loss == "dice":
-        raise ConfigError("class_weights weigh the cross-entropy, and loss 'dice' has none; remove them or take 'ce+dice'")
-    fine = all(0 <= value < float("inf") for value in class_weights) and sum(class_weights) > 0
-    if len(class_weights) != len(classes) or not fine:
-        raise ConfigError(f"class_weights {list(class_weights)}: expected {len(classes)} numbers >= 0, one per class, not all 0")
+    check_gamma(focal_gamma)
+    if loss == "dice" and (class_weights is not None or focal_gamma):
+        key = "focal_gamma changes" if class_weights is None else "class_weights weigh"
+        raise ConfigError(f"{key} the cross-entropy, and loss 'dice' has none; remove it or take 'ce+dice'")
+    if loss != "bce" and (decisions.tuning or not decisions.plain):
+        raise ConfigError(f"threshold decides between two classes of loss 'bce', and the loss is '{loss}'; leave it out")
+    if isinstance(class_weights, list) and len(class_weights) != len(classes):
+        raise ConfigError(f"class_weights {class_weights}: expected {len(classes)} numbers >= 0, one per class, not all 0")

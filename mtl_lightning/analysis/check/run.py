@@ -13,6 +13,7 @@ from mtl_lightning.analysis.check.pictures import contact_sheet, distributions
 from mtl_lightning.analysis.check.step import StepCost, measure
 from mtl_lightning.analysis.check.survey import Survey, survey
 from mtl_lightning.errors import DataError, MTLError
+from mtl_lightning.monitor import check_tunable
 from mtl_lightning.storage import replace_text, writing
 from mtl_lightning.tasks.base import Task
 
@@ -44,7 +45,9 @@ def check(trainer: Trainer, module: Any, datamodule: Any, pictures: int, shown: 
             report.add("", "![labels](labels.png)")
     problem: MTLError | None = None
     try:
+        datamodule.check_balance(tasks)
         datamodule.adopt(_usable(found))
+        check_tunable(module.tasks, datamodule.counts().get("val", {}))
         report.add("Training samples as the network gets them", _sheet(datamodule, tasks, pictures, folder))
         report.write()  # before the step, which may need more memory than there is
         report.cost(measure(trainer, module, datamodule))
