@@ -13,11 +13,13 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.angles import AngleScores, turned
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.drawing import RIGHT, no_label, show_image, write
+from mtl_lightning.tasks.results import Numbers, Result
 
 TURN = {"degrees": 360.0, "radians": 2 * math.pi}
 SHORT = 1e-6
@@ -56,6 +58,7 @@ class Angle(Task):
     """
 
     kind: ClassVar[Kind] = "angle"
+    meaning: ClassVar[str] = "angles in the unit [B, D]"
     centre: Tensor | None
 
     def __init__(
@@ -181,6 +184,14 @@ class Angle(Task):
         """Angles in the unit per row: a list, or the number itself where there is only one."""
         rows = self._read(prediction).tolist()
         return [row[0] for row in rows] if len(self._angles()) == 1 else rows
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Angles in the unit [B, D]."""
+        return self._read(prediction)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The angles by name."""
+        return Numbers(dict(zip(self._angles(), meaning.tolist(), strict=True)), self.unit)
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """One angle as a hand over the paled picture (0 to the right, counterclockwise; the truth grey), several in words."""

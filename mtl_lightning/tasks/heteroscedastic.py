@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.axes import Axes
@@ -10,10 +10,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from mtl_lightning.errors import ConfigError
+from mtl_lightning.frame import Frame
 from mtl_lightning.metrics.heteroscedastic import NOMINAL, HeteroscedasticScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Term, at_least_float32
 from mtl_lightning.tasks.drawing import write
 from mtl_lightning.tasks.regression import BOX, Regression
+from mtl_lightning.tasks.results import Numbers, Result
 
 
 class Estimate(float):
@@ -69,6 +71,7 @@ class HeteroscedasticRegression(Regression):
         ConfigError: settings that do not fit each other or their ranges.
     """
 
+    meaning: ClassVar[str] = "means, then standard deviations, in real units [B, 2D]; of a box, fractions as in Regression"
     spread: Tensor | None
 
     def __init__(
@@ -170,6 +173,18 @@ class HeteroscedasticRegression(Regression):
         mean, deviation = (part.tolist() for part in self._estimate(prediction))
         rows = [[Estimate(*pair) for pair in zip(*row, strict=True)] for row in zip(mean, deviation, strict=True)]
         return [row[0] for row in rows] if len(self._numbers()) == 1 else rows
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Means, then standard deviations, in real units [B, 2D]."""
+        return torch.cat(self._estimate(prediction), 1)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The means with their deviations; a box by its mean corners, in pixels of the stored picture."""
+        means, deviations = (part.tolist() for part in meaning.chunk(2))
+        if self.names == BOX:
+            return super().result(means, meaning, frame)
+        names = self._numbers()
+        return Numbers(dict(zip(names, means, strict=True)), self.unit, dict(zip(names, deviations, strict=True)))
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The numbers in words with their standard deviations; a box as in :class:`Regression`, by its mean corners."""

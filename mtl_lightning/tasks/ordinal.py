@@ -14,12 +14,14 @@ from torchmetrics import MetricCollection
 from mtl_lightning.batch import Kind, TargetSpec
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
+from mtl_lightning.frame import Frame
 from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.ordinal import OrdinalScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
 from mtl_lightning.tasks.charts import heat_map
 from mtl_lightning.tasks.drawing import RIGHT, WRONG, no_label, write
+from mtl_lightning.tasks.results import Category, Result
 
 
 class Ordinal(Task):
@@ -45,6 +47,7 @@ class Ordinal(Task):
     """
 
     kind: ClassVar[Kind] = "class"
+    meaning: ClassVar[str] = "probability of each grade [B, K]"
     above: Tensor | None
 
     def __init__(
@@ -154,6 +157,15 @@ class Ordinal(Task):
         """The name of the median grade per row."""
         names = self._grades()
         return [names[grade] for grade in _grade(prediction).tolist()]
+
+    def interpret(self, prediction: Tensor) -> Tensor:
+        """Probabilities [B, K]."""
+        return self.probabilities(prediction)
+
+    def result(self, value: Any, meaning: Tensor, frame: Frame) -> Result:
+        """The grade with its probability."""
+        probabilities = dict(zip(self._grades(), meaning.tolist(), strict=True))
+        return Category(value, probabilities[value], probabilities)
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """The grade in words, the predicted one with its probability, green where right and red where wrong."""

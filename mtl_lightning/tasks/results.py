@@ -88,15 +88,18 @@ class Numbers(Result):
     Attributes:
         values: by name.
         unit: of the numbers; may be empty.
+        deviations: the standard deviations that the network itself expects, by name; None where it says nothing of them.
     """
 
     values: dict[str, float]
     unit: str = ""
+    deviations: dict[str, float] | None = None
 
     def cells(self) -> dict[str, str]:
-        """A number each; one alone stands in the task's own column."""
+        """A number each, one alone in the task's own column; deviations in ``std`` or ``NAME.std``."""
         alone = len(self.values) == 1
-        return {"" if alone else name: text(value) for name, value in self.values.items()}
+        cells = {"" if alone else name: text(value) for name, value in self.values.items()}
+        return cells | {"std" if alone else f"{name}.std": text(value) for name, value in (self.deviations or {}).items()}
 
 
 @dataclass(frozen=True)
