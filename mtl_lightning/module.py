@@ -1,8 +1,7 @@
 """Ties model, tasks and weighting to Lightning. No mathematics of its own."""
 
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,7 +9,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
@@ -21,20 +19,19 @@ from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.freeze import Freeze, Freezer
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
-from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, StackedTerms, TaskResult, score, stack_terms
+from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, TaskResult, score
 from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor, check_tuned
-from mtl_lightning.optimization import parameter_groups, scale_scheduled
+from mtl_lightning.objective import Losses, normalize, weigh
+from mtl_lightning.optimization import Optimization, parameter_groups
 from mtl_lightning.penalties import Penalty, choose_penalties, penalties_of
 from mtl_lightning.predictor import forward_each
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import MaskedLoss, Task
+from mtl_lightning.tasks.choice import choose_tasks
 from mtl_lightning.weighting import Equal, LossWeighting, TaskInfo
-
-SPLITS = ("train", "val", "test")
-RESERVED = {"image", "id", "size", "score", "loss", "delta_m", "epoch", "step", *SPLITS, *dir(nn.ModuleDict())}
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -70,7 +67,7 @@ class MultiTaskModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
-        chosen = _choose(tasks, only)
+        chosen = choose_tasks(tasks, only)
         for name, task in chosen.items():
             task.name = name
         self.tasks = nn.ModuleDict(chosen)
@@ -81,13 +78,10 @@ class MultiTaskModule(pl.LightningModule):
         self._seed = torch.initial_seed() + 1
         self._encoder = [encoder]
         self._architecture = architecture or HardSharing
-        self._optimizer = optimizer
         self._scheduler = scheduler
+        rates = {"encoder": encoder_lr, "heads": heads_lr}
+        self._optimization = Optimization(optimizer, scheduler.scheduler if scheduler is not None else None, rates)
         self._penalties = penalties or []
-        self._multipliers = {"encoder": encoder_lr, "heads": heads_lr}
-        for key, value in self._multipliers.items():
-            if value < 0:
-                raise ConfigError(f"model.{key}_lr is {value}, expected 0 or more")
         self._present: set[int] = set()
         self._configured: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None
@@ -112,7 +106,7 @@ class MultiTaskModule(pl.LightningModule):
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
         self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
         self.train_losses = EpochLosses(tasks)
-        self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in SPLITS[1:]})
+        self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
 
@@ -138,79 +132,30 @@ class MultiTaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective: weighted losses of the labelled elements of the global batch."""
         masked = self.masked_losses(self(batch.inputs, batch.padding), batch)
-        losses, values, present = self._normalize(masked, batch)
-        names = list(self.tasks)
-        weights = self.weighting(values[present], present) if len(present) else values.new_zeros(0)
-        # Absent tasks and resting parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
-        objective = values.new_zeros(())
-        for position in set(range(len(names))) - set(present.tolist()):
-            objective = objective + losses[names[position]]
-        for parameter in self.weighting.parameters():
-            objective = objective + parameter.sum() * 0
-        shown = weights.tolist()
-        for index, position in enumerate(present.tolist()):
-            loss = losses[names[position]]
-            # One operation instead of three where the weight is a plain number: of a small network's step that is felt.
-            if weights.requires_grad:
-                objective = objective + weights[index] * loss
-            else:
-                objective = torch.add(objective, loss, alpha=shown[index])
-        if len(present) and (penalty := self.weighting.penalty(present)) is not None:
-            objective = objective + penalty
+        losses = normalize(masked, batch.labelled, self._importance(), self.trainer.world_size, self._sum)
+        self.train_losses.add(losses.terms, losses.rows)
+        if bad := losses.not_finite():
+            raise TrainingError(
+                f"the loss of task {', '.join(bad)} is not a finite number in step {self.global_step} of epoch "
+                f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
+                "trainer.gradient_clip_val, or look at the labels of these images"
+            )
+        objective, weights = weigh(losses, self.weighting)
         assert self.model is not None
         penalties = penalties_of(self._penalties, self.model)
         for penalty in penalties.values():
             objective = objective + penalty
         if self._freezer is not None and self.trainer.world_size > 1:
             objective = self._freezer.anchor(objective)
-        self._present = set(present.tolist())
-        self._log_step(values, shown, present, penalties)
+        self._present = set(losses.present.tolist())
+        self._log_step(losses, weights, penalties)
         return objective
 
-    def _normalize(self, masked: Mapping[str, MaskedLoss], batch: Batch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Each task's scalar loss, whose mean over ranks is the mean over the global batch's labelled elements.
+    def _importance(self) -> dict[str, float]:
+        return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
 
-        Returns:
-            The losses with gradient, times the tasks' importance; their global values [T]; positions of the present tasks.
-        """
-        terms = stack_terms(masked)
-        rows = torch.stack([batch.labelled[name].sum() for name in self.tasks]).to(terms.totals)
-        if (world := self.trainer.world_size) > 1:
-            reduce = self.trainer.strategy.reduce
-            counted = reduce(torch.cat([terms.denominators, rows]), reduce_op="sum")
-            terms = StackedTerms(reduce(terms.totals, reduce_op="sum"), counted[: -len(rows)], terms.coefficients)  # type: ignore[arg-type]
-            rows = counted[-len(rows) :]
-        self.train_losses.add(terms, rows)
-        # One transfer from the device, and plain numbers from here on.
-        totals, denominators = torch.stack([terms.totals, terms.denominators]).tolist()
-        losses, values, present, index = {}, [], [], 0
-        for position, (name, task) in enumerate(masked.items()):
-            importance = float(self.tasks[name].weight)  # type: ignore[arg-type]
-            parts, value, seen = [], 0.0, False
-            for term in task.values():
-                factor = 0.0
-                if denominators[index] > 0:
-                    factor = importance * term.coefficient / denominators[index]
-                    value, seen = value + totals[index] * factor, True
-                parts.append(term.total * (world * factor))
-                index += 1
-            losses[name] = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-            values.append(value)
-            if seen:
-                present.append(position)
-        self._check_finite(dict(zip(losses, values, strict=True)), batch)
-        device, dtype = terms.totals.device, terms.totals.dtype
-        places = torch.tensor(present, dtype=torch.long, device=device)
-        return losses, torch.tensor(values, dtype=dtype, device=device), places
-
-    def _check_finite(self, values: Mapping[str, float], batch: Batch) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise TrainingError(
-                f"the loss of task {', '.join(bad)} is not a finite number in step {self.global_step} of epoch "
-                f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
-                "trainer.gradient_clip_val, or look at the labels of these images"
-            )
+    def _sum(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Note the parameters that no present task uses, unless they have a gradient from the step's earlier micro-batches."""
@@ -233,17 +178,17 @@ class MultiTaskModule(pl.LightningModule):
         if self._freezer is not None:
             self._freezer.drop()
 
-    def _log_step(self, values: Tensor, weights: list[float], present: Tensor, penalties: Mapping[str, Tensor]) -> None:
+    def _log_step(self, losses: Losses, weights: list[float], penalties: Mapping[str, Tensor]) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
-        names = list(self.tasks)
-        importance = [float(task.weight) for task in self.tasks.values()]  # type: ignore[arg-type]
-        shown = dict.fromkeys(names, 0.0)
-        for position, weight in zip(present.tolist(), weights, strict=True):
-            shown[names[position]] = weight * importance[position]
-            self.latest[names[position]] = float(values[position]) / importance[position]
+        importance, values = self._importance(), losses.values.tolist()
+        names, shown = list(importance), dict.fromkeys(importance, 0.0)
+        for position, weight in zip(losses.present.tolist(), weights, strict=True):
+            name = names[position]
+            shown[name] = weight * importance[name]
+            self.latest[name] = values[position] / importance[name]
         record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
         record |= {f"weight/{name}": weight for name, weight in shown.items()}
         record |= {f"penalty/{name}": float(value.detach()) for name, value in penalties.items()}
@@ -271,7 +216,7 @@ class MultiTaskModule(pl.LightningModule):
             return
         losses, rows = self.train_losses.compute()
         seen = rows > 0
-        importance = losses.new_tensor([float(task.weight) for task in self.tasks.values()])  # type: ignore[arg-type]
+        importance = losses.new_tensor(list(self._importance().values()))
         record = {f"train/{name}/loss": float(losses[task]) for task, name in enumerate(self.tasks) if seen[task]}
         record |= {f"train/{name}/rows": float(rows[task]) for task, name in enumerate(self.tasks)}
         self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
@@ -322,7 +267,7 @@ class MultiTaskModule(pl.LightningModule):
             record[f"{split}/{name}/count"] = float(result.count)
         main = {name: result for name, result in results.items() if not result.auxiliary}
         if (value := score(results)) is not None:
-            losses = [float(self.tasks[name].weight) * result.values["loss"] for name, result in main.items()]  # type: ignore[arg-type]
+            losses = [self._importance()[name] * result.values["loss"] for name, result in main.items()]
             record |= {f"{split}/loss": sum(losses), f"{split}/score": value}
         self._report(record)
 
@@ -352,50 +297,19 @@ class MultiTaskModule(pl.LightningModule):
         """Values of optimizer and schedule that were changed for a resumed run hold."""
         if self._checkpoint is not None:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            optimizer = self.trainer.optimizers[0]
-            apply_changes(self._checkpoint, self._configured, optimizer, schedulers[0] if schedulers else None, self._twin)
+            optimizer, scheduler = self.trainer.optimizers[0], schedulers[0] if schedulers else None
+            twin = partial(self._optimization.twin, self._groups(), self.weighting.lr, self._length)
+            apply_changes(self._checkpoint, self._configured, optimizer, scheduler, twin)
             self._checkpoint = None
 
     def configure_optimizers(self) -> Any:
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""
-        assert self.model is not None
-        optimizer, scheduler, settings = self._build_optimizer(parameter_groups(self.model, self.weighting))
+        optimizer, scheduler = self._optimization.build(self._groups(), self.weighting.lr, self._length)
         self._configured = snapshot(optimizer, scheduler)
         if self._checkpoint is not None:
             check_classes(self._checkpoint, self._configured)
-        return optimizer if scheduler is None else {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler} | settings}
-
-    def _twin(self) -> tuple[Optimizer, Any]:
-        assert self.model is not None
-        groups = parameter_groups(self.model, self.weighting)
-        return self._build_optimizer([group | {"params": [nn.Parameter(torch.zeros(1))]} for group in groups])[:2]
-
-    def _build_optimizer(self, groups: list[dict[str, Any]]) -> tuple[Optimizer, Any, dict[str, Any]]:
-        try:
-            optimizer = self._optimizer(groups)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.optimizer: {error}") from error
-        multipliers = dict(self._multipliers)
-        for group in optimizer.param_groups:
-            if group["name"] == "weighting":
-                group["weight_decay"] = 0.0
-                if self.weighting.lr is not None:
-                    multipliers["weighting"] = self.weighting.lr / group["lr"] if group["lr"] else 1.0
-            group["lr"] *= multipliers.get(group["name"], 1.0)
-        scheduler, settings = self._build_scheduler(optimizer)
-        if scheduler is not None:
-            scale_scheduled(optimizer, multipliers)
-        return optimizer, scheduler, settings
-
-    def _build_scheduler(self, optimizer: Optimizer) -> tuple[Any, dict[str, Any]]:
-        if self._scheduler is None:
-            return None, {}
-        try:
-            scheduler = self._scheduler.scheduler(optimizer)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"model.scheduler: {error}") from error
-        if getattr(scheduler, "total_steps", 0) is None:
-            scheduler.total_steps = run_length(self.trainer, self._scheduler)  # type: ignore[union-attr, attr-defined]
+        if scheduler is None or self._scheduler is None:
+            return optimizer
         settings: dict[str, Any] = {"interval": self._scheduler.interval, "frequency": self._scheduler.frequency}
         if isinstance(scheduler, ReduceLROnPlateau) or self._scheduler.monitor is not None:
             monitor = self._scheduler.monitor or getattr(scheduler, "monitor", None)
@@ -404,20 +318,12 @@ class MultiTaskModule(pl.LightningModule):
             counts = self.trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
             check_monitor("model.scheduler.monitor", monitor, self, counts)
             settings |= {"monitor": monitor, "strict": False}
-        return scheduler, settings
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler} | settings}
 
+    def _groups(self) -> list[dict[str, Any]]:
+        assert self.model is not None
+        return parameter_groups(self.model, self.weighting)
 
-def _choose(tasks: Mapping[str, Task], only: list[str] | None) -> dict[str, Task]:
-    if not tasks:
-        raise ConfigError("model.tasks is empty; name at least one task")
-    for name in tasks:
-        if not name.isidentifier() or re.search("__", name):
-            raise ConfigError(f"model.tasks: '{name}' is no task name; use letters, digits and single underscores, e.g. head_box")
-        if name in RESERVED:
-            raise ConfigError(f"model.tasks: '{name}' is a reserved word; choose another name, e.g. {name}_label")
-    if only is None:
-        return dict(tasks)
-    unknown = [name for name in only if name not in tasks]
-    if unknown or not only:
-        raise ConfigError(f"model.only names {unknown or 'no task'}; the configured tasks are {list(tasks)}")
-    return {name: task for name, task in tasks.items() if name in only}
+    def _length(self) -> int:
+        assert self._scheduler is not None
+        return run_length(self.trainer, self._scheduler)
