@@ -2,18 +2,21 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -176,6 +179,8 @@ class MTLCLI(LightningCLI):
                 "trainer.overfit_batches is not supported: it would replace the loader that shuffles and resumes; set "
                 "trainer.limit_train_batches and trainer.limit_val_batches to a few batches"
             )
+        if trainer.sync_batchnorm and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+            raise ConfigError("trainer.sync_batchnorm works on GPUs only; leave it out, or take an encoder without batch norm")
         fit = self.subcommand == "fit"
         label = self.checkpoint.name if self.checkpoint else "the untrained network"
         self.report = Report(self.folder, label)
@@ -260,6 +265,14 @@ class MTLCLI(LightningCLI):
         if self.trainer.fast_dev_run and not self.resumed:  # type: ignore[attr-defined]
             # It leaves nothing behind, and must not be the latest run.
             rank_zero_only(discard)(self.folder)
+        if not exists and not (self.trainer.interrupted or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            # The checkpoint it started from is where the run was to end: there is nothing to show, nor to be the latest run.
+            rank_zero_only(discard)(self.folder)
+            rank_zero_only(print)(
+                f"Nothing was left to train: {self.checkpoint} is at epoch {self.trainer.current_epoch}, step "
+                f"{self.trainer.global_step}; raise trainer.max_epochs or trainer.max_steps",
+                flush=True,
+            )
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tracking.finish(self.trainer)
             return
@@ -290,6 +303,9 @@ def main(args: ArgsType = None) -> None:
     """
     _quiet()
     _show_ours()
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        # The console script does not look where `python -m` does: for classes of one's own.
+        sys.path.insert(0, os.getcwd())
     MTLCLI.claimed = None
     words = sys.argv[1:] if args is None else args
     try:
@@ -309,6 +325,9 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"description": HELP},
             args=args,
         )
+    except SIGTERMException:
+        # Lightning would leave with 0, as if the run were over.
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
         if os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error)):
             raise
@@ -358,6 +377,10 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*The dirpath has changed from.*")
     # The callbacks that save have nothing to do in test and predict.
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
+    # Ours steps it, and where nothing was validated there is nothing to step for.
+    warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # What is logged is the same on all processes already.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # Lightning's advertisements and device listings, and what we say in our own words.

@@ -47,5 +47,5 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise CheckpointError(
             f"the checkpoint does not fit this model: {'; '.join(wrong[:LISTED])}{more}; "
-            "use the encoder, architecture, heads and weighting that it was trained with"
+            "use the encoder, architecture, heads and weighting that it was trained with (--config config.yaml of its run folder)"
         )

@@ -91,12 +91,13 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
         raise CheckpointError(
             f"--ckpt_path {which or 'best'}: there is no run named '{name}' in {root}; run fit first, or give a path"
         )
-    latest = runs[-1]
+    latest, asked = runs[-1], which is not None
     if which is None:
         which = "best" if (latest / CHECKPOINTS / "best.ckpt").is_file() else "last"
     path = latest / CHECKPOINTS / f"{which}.ckpt"
     if not path.is_file():
+        option = f"--ckpt_path {which}" if asked else f"no --ckpt_path, so {which}"
         others = [run.name for run in runs[:-1] if (run / CHECKPOINTS / f"{which}.ckpt").is_file()]
         hint = f"; {others[-1]} has one: give its path" if others else "; run fit first"
-        raise CheckpointError(f"--ckpt_path {which}: the latest run {latest} has no {CHECKPOINTS}/{which}.ckpt{hint}")
+        raise CheckpointError(f"{option}: the latest run {latest} has no {CHECKPOINTS}/{which}.ckpt{hint}")
     return path, latest

@@ -23,3 +23,14 @@ class StopAt(Callback):
             if self.kill:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise Stopped
+
+
+class SignalAt(Callback):
+    """Send the process a signal when a number of optimizer steps is done."""
+
+    def __init__(self, step: int, name: str) -> None:
+        self.step, self.number = step, signal.Signals[name]
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)

@@ -1,5 +1,6 @@
 """A run that was cut and resumed ends as if it had not been."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,22 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     kill = "--trainer.callbacks+={class_path: tests.killer.StopAt, init_args: {step: 9, kill: true}}"
     killed = subprocess.run([*command, kill], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
     assert killed.returncode == -9, killed.stderr
+    fit(tmp_path / "cut", "--ckpt_path=last")
+    assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 1), ("SIGTERM", 143)])
+def test_a_signal_ends_the_run_between_two_steps(
+    tmp_path: Path, name: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path / "whole")
+    send = f"--trainer.callbacks+={{class_path: tests.killer.SignalAt, init_args: {{step: 8, name: {name}}}}}"
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path / "cut", "--checkpoint.every_n_steps=null", send)
+    assert caught.value.code == code
+    assert "Stopped after step 9" in capsys.readouterr().out
+    signal.signal(signal.SIGINT, before)
     fit(tmp_path / "cut", "--ckpt_path=last")
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
 

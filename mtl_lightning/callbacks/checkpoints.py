@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from mtl_lightning.callbacks.signals import StopRequest
 from mtl_lightning.errors import CheckpointError
 from mtl_lightning.monitor import check_monitor, check_tunable, direction
 from mtl_lightning.storage import replacing
@@ -80,6 +81,7 @@ class LastCheckpoint(Checkpoint):
         self._clock = time.monotonic()
         self._pending = False
         self._stepped = False
+        self._stop = StopRequest()
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -93,15 +95,43 @@ class LastCheckpoint(Checkpoint):
         return bool(trainer.strategy.broadcast(steps or late)) if trainer.world_size > 1 else steps or late
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from here."""
+        """Count from here, and listen to Ctrl-C."""
         self._step, self._clock = trainer.global_step, time.monotonic()
+        if trainer.world_size == 1:
+            # Several processes get the signal in different steps, and one alone cannot save.
+            self._stop.listen()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen no longer."""
+        self._stop.leave()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Listen no longer."""
+        self._stop.leave()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stop on request; what was saved before stands."""
+        if self._stop.asked:
+            raise KeyboardInterrupt
+
+    def _finish(self, trainer: pl.Trainer) -> None:
+        """Save where a signal ends the run."""
+        self._save(trainer)
+        print(f"Stopped after step {trainer.global_step}, saved {self.path}; --ckpt_path last goes on from there.", flush=True)
+        if self._stop.asked:
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in mid-epoch, and where the run ends; only between optimizer steps: accumulated gradients are in no checkpoint."""
         self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.is_last_batch or not self._stepped or not (self._ends(trainer) or self._due(trainer)):
+        if trainer.is_last_batch or not self._stepped:
+            return
+        if self._stop.asked or (trainer.received_sigterm and trainer.world_size == 1):
+            self._finish(trainer)
+            return
+        if not (self._ends(trainer) or self._due(trainer)):
             return
         if validation_due(trainer, batch_idx):
             self._pending = True
@@ -117,7 +147,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after every whole epoch: here, the trainer's counters call one that was cut short a whole one, too."""
-        if trainer.is_last_batch:
+        if self._stop.asked and trainer.is_last_batch:
+            self._finish(trainer)
+        elif trainer.is_last_batch:
             self._save(trainer)
 
     @staticmethod
