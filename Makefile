@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 WORKERS ?= 2
+OLDEST ?= .venv-oldest
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all test-oldest lint format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +22,7 @@ setup: ## build $(VENV) with everything (6 GB; VENV=path puts or finds it elsewh
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e . && echo "$(CURDIR)" > $(VENV)/.project; \
 	fi
 
-demo: setup ## train five tasks on generated scenes (4 minutes on two cores), then test
+demo: setup ## train six tasks on rendered scenes (three minutes on two cores), then test
 	$(BIN)/python -m mtl_lightning fit --config configs/scenes.yaml
 	$(BIN)/python -m mtl_lightning test --config configs/scenes.yaml
 
@@ -30,6 +31,16 @@ test: lint ## ruff, mypy and the tests (not the slow ones)
 
 test-all: lint ## the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow"
+
+test-oldest: ## the tests on the lowest versions of pyproject.toml, in an environment of their own ($(OLDEST))
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@inputs="$$(cat pyproject.toml constraints-oldest.txt | cksum)"; \
+	if [ "$$(cat $(OLDEST)/.inputs 2>/dev/null)" != "$$inputs" ]; then \
+		echo "Installing into $(OLDEST) (a few minutes)"; \
+		$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[test]' \
+			&& echo "$$inputs" > $(OLDEST)/.inputs; \
+	fi
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
@@ -41,5 +52,5 @@ format: setup ## put the code into shape
 	$(BIN)/ruff format .
 
 clean: ## remove caches and the environment; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
+	rm -rf .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

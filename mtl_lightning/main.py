@@ -229,7 +229,7 @@ class MTLCLI(LightningCLI):
             "default_root_dir": str(self.folder),
             **{"devices": 1, "num_nodes": 1, "strategy": "auto", "num_sanity_val_steps": 0},
             # Not limit_val_batches: what follows a validation's values is to be judged as in a run.
-            **{"val_check_interval": 1.0, "check_val_every_n_epoch": 2**31},
+            "check_val_every_n_epoch": 2**31,
             **dict.fromkeys(off, False),
         }
 
