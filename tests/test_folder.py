@@ -104,6 +104,14 @@ def test_only_does_not_change_the_split(tmp_path: Path) -> None:
     assert list(both.splits["train"].ids) == list(one.splits["train"].ids)
 
 
+def test_found_classes_are_told_and_named_as_the_folders_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folders(tmp_path, 48, ("train", "val"), ("1", "1.0"))
+    data = module(tmp_path)
+    data.setup("fit")
+    assert data.tasks["label"].names == ["1", "1.0"]  # type: ignore[index]
+    assert "label: 2 classes found in the training rows: 1 12, 1.0 12" in capsys.readouterr().out
+
+
 def broken(root: Path, what: str) -> Any:
     match what:
         case "missing":

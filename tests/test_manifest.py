@@ -15,6 +15,7 @@ from mtl_lightning.data import manifest as manifest_module
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.columns import Column
 from mtl_lightning.data.files import image_size, read_depth, read_image, read_mask, read_normals
+from mtl_lightning.data.found import class_line, suspicion
 from mtl_lightning.data.manifest import ManifestDataModule
 from mtl_lightning.data.splits import Split, assign
 from mtl_lightning.data.table import Places, Table, Texts, read_table
@@ -25,6 +26,7 @@ from mtl_lightning.tasks.classification import Classification
 from mtl_lightning.tasks.depth import Depth
 from mtl_lightning.tasks.multilabel import MultiLabel
 from mtl_lightning.tasks.normals import SurfaceNormals
+from mtl_lightning.tasks.ordinal import Ordinal
 from mtl_lightning.tasks.regression import Regression
 from mtl_lightning.tasks.segmentation import SemanticSegmentation
 from tests.data.manifest import COLUMNS, HEADER, write_manifest, write_rows
@@ -160,7 +162,126 @@ def test_numbers_that_are_class_names_are_no_indices(tmp_path):
 
 def test_class_names_come_from_training_rows_alone(tmp_path):
     data = cells(tmp_path, label=["a", "b", "c"], split=["train", "train", "test"])
-    assert "row 4: column 'label', task 'label': 'c' is not one of the classes a, b" in failure(data, label=Classification())
+    message = failure(data, label=Classification())
+    assert (
+        "row 4: column 'label', task 'label': the class 'c' occurs in test but in no training row, whose classes are a, b"
+        in message
+    )
+    assert "model.tasks.label.init_args.classes" in message and "data.init_args.split" in message
+    named = Classification(["a", "b", "c"])
+    assert len(data.datasets({"label": named}, ["train"])["train"]) == 2
+    data.tasks = {"label": named}
+    data.setup("fit")  # learns although no training row has the class
+    both = cells(tmp_path, label=["a", "c", "c"], split=["train", "val", "test"])
+    assert "row 4: column 'label', task 'label': the class 'c' occurs in val and test but" in failure(
+        both, label=Classification()
+    )
+
+
+def test_a_class_that_no_training_row_has_is_told_for_later_splits_too(tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(manifest_module, "rank_zero_info", lines.append)
+    data = cells(tmp_path, label=["a", "b", "c"], split=["train", "train", "test"])
+    data.on_error, tasks = "skip", {"label": Classification()}
+    data.datasets(tasks, ["train"])
+    data.datasets(tasks, ["test"])
+    assert len(lines) == 1 and "the class 'c' occurs in test but in no training row" in lines[0]
+
+
+def as_pandas(root: Path, values: dict[str, list[Any]], suffix: str) -> ManifestDataModule:
+    """The same rows as :func:`cells`, written by pandas, for which a whole number beside an empty cell is a float."""
+    count = len(next(iter(values.values())))
+    cells(root, label=[""] * count)
+    rows = {"image": [f"{number}.png" for number in range(count)], "split": ["train"] * count}
+    frame = pd.DataFrame(rows | values)
+    if suffix == "csv":
+        frame.to_csv(root / "pandas.csv", index=False)
+        assert ".0" in (root / "pandas.csv").read_text()
+    else:
+        pytest.importorskip("pyarrow")
+        frame.to_parquet(root / "pandas.parquet")
+    return module(root, f"pandas.{suffix}", split=Split(), columns={})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_whole_numbers_that_pandas_wrote_as_floats(tmp_path, suffix):
+    data = as_pandas(
+        tmp_path,
+        {
+            "found": [10, 2, None, 0],
+            "given": [1, None, 0, 1],
+            "index": [1, None, 0, 1],
+            "grade": [3, 1, None, 10],
+            "yes": [1, None, 0, 1],
+            "half": [1.0, 0.5, None, 1.0],
+        },
+        suffix,
+    )
+    data.columns = {"flags": ["yes"]}
+    tasks: dict[str, Task] = {
+        "found": Classification(),
+        "given": Classification(["0", "1"]),
+        "index": Classification(["cat", "dog"]),
+        "grade": Ordinal(),
+        "flags": MultiLabel(),
+        "half": Classification(),
+    }
+    train = data.datasets(tasks, ["train"])["train"]
+    assert tasks["found"].names == ["0", "2", "10"] and tasks["grade"].names == ["1", "3", "10"]
+    assert tasks["half"].names == ["0.5", "1.0"], "not all are whole numbers"
+    for task, expected in {
+        "found": [2, 1, -1, 0],
+        "given": [1, -1, 0, 1],
+        "index": [1, -1, 0, 1],
+        "grade": [1, 0, -1, 2],
+        "flags": [1, -1, 0, 1],
+        "half": [1, 0, -1, 1],
+    }.items():
+        assert [int(train[row].get(task, torch.tensor(-1))) for row in range(4)] == expected, task
+
+
+def test_one_file_with_decimals_and_one_without_have_the_same_classes(tmp_path):
+    data = cells(tmp_path, label=["1.0", "", "2.0", "2", "1"], split=["train"] * 3 + ["val"] * 2)
+    task = Classification()
+    splits = data.datasets({"label": task}, ["train", "val"])
+    assert task.names == ["1", "2"] and [int(splits["val"][row]["label"]) for row in range(2)] == [1, 0]
+    spelled = Classification(["2.0", "1.0"])
+    assert int(data.datasets({"label": spelled}, ["val"])["val"][0]["label"]) == 0
+
+
+def test_classes_that_were_found_are_shown_and_typos_suspected(tmp_path, capsys):
+    data = cells(tmp_path, bag=["bag"] * 12 + ["cat[s]"] * 3 + ["bra"], kind=["x"] * 15 + ["y"])
+    data.tasks = {"bag": Classification(), "kind": Classification(["x", "y"])}
+    for name, task in data.tasks.items():
+        task.name = name
+    data.setup("fit")
+    said = capsys.readouterr().out
+    assert "bag: 3 classes found in the training rows: bag 12, bra 1, cat[s] 3\n" in said
+    assert "WARNING bag: class 'bra' has a single training row: a typo?" in said
+    assert "model.tasks.bag.init_args.classes" in said and "kind: 2" not in said and said.count("WARNING") == 1
+
+
+@pytest.mark.parametrize(("counts", "suspected"), [([9, 1], ""), ([10, 1], "'1'"), ([1, 40, 0], "'0', '2'"), ([50, 2], "")])
+def test_a_single_row_is_suspicious_where_others_have_many(counts, suspected):
+    sentence = suspicion("t", [str(index) for index in range(len(counts))], np.array(counts))
+    assert suspected in (sentence or "") if suspected else sentence is None
+
+
+def test_at_most_ten_classes_are_listed():
+    line = class_line("t", [str(index) for index in range(40)], np.full(40, 3))
+    assert line.startswith("t: 40 classes") and line.endswith("8 3, 9 3, …")
+
+
+@pytest.mark.parametrize(("stage", "shown"), [("fit", ["train", "val"]), ("validate", ["val"]), ("test", ["test"])])
+def test_the_table_shows_the_splits_that_matter(tmp_path, capsys, stage, shown):
+    data = cells(tmp_path, label=["a", "b", "a", "b"], split=["train", "train", "val", "test"])
+    data.tasks = {"label": Classification()}
+    data.setup(stage)
+    said = capsys.readouterr().out
+    header = next(line for line in said.splitlines() if "task" in line)
+    assert [split for split in ("train", "val", "test") if split in header] == shown
+    assert ("found in the training rows" in said) == (stage == "fit")
+    assert data.tasks["label"].names == ["a", "b"]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
 from mtl_lightning.data.dataset import LabelledDataset
+from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
 from mtl_lightning.data.pictures import FilesToPredict, OnError, Pictures, RowsToPredict, Unreadable, as_they_are
 from mtl_lightning.data.prepare import Preparation, Prepared
@@ -88,6 +89,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.balance = balance
         self.tasks: dict[str, Task] | None = None
         self.configured: list[str] = []
+        self.found: set[str] = set()  # tasks of classes whose names are those of the training rows
         self.splits: dict[str, LabelledDataset] = {}
         self.image = "image"
         self.pictures: tuple[Pictures, OnError] | None = None
@@ -123,17 +125,24 @@ class MultiTaskDataModule(pl.LightningDataModule):
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
                 raise DataError(f"the {split} split is empty; look at the data module's split settings")
-        self.adopt(found)
+        # Other commands than fit are about one split; what the model was trained on may have been other rows than these.
+        self.adopt(found, None if stage == "fit" else SPLITS[stage][-1:])
 
-    def adopt(self, splits: Mapping[str, LabelledDataset]) -> None:
+    def adopt(self, splits: Mapping[str, LabelledDataset], shown: Sequence[str] | None = None) -> None:
         """Take splits over, print the label table, and let each task learn if the training split is among them.
+
+        Args:
+            splits: by name.
+            shown: the splits that the table is about; None shows all there are, and which classes were found.
 
         Raises:
             DataError: a task has no label in the training split.
         """
         self.splits.update(splits)
-        self._show_table()
+        self._show_table(list(self.splits) if shown is None else shown)
         if "train" in splits:
+            if shown is None:
+                show_found({name: task for name, task in (self.tasks or {}).items() if name in self.found}, splits["train"])
             self._learn()
             self._try_transforms()
             self._survey()
@@ -209,8 +218,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 transform(train[row])
 
     @rank_zero_only
-    def _show_table(self) -> None:
-        counts = self.counts()
+    def _show_table(self, shown: Sequence[str]) -> None:
+        counts = {split: tasks for split, tasks in self.counts().items() if split in shown}
         table = Table(title="labelled / all rows")
         table.add_column("task")
         for split in counts:

@@ -1,13 +1,13 @@
 """From the columns of a manifest to each task's labels; what is wrong with a cell is collected, not raised."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mtl_lightning.data.classes import about, read_classes, some, whole
 from mtl_lightning.data.faults import Faults
-from mtl_lightning.data.labels import BoxLabels, ClassLabels, DepthLabels, Labels, MaskLabels, NormalsLabels, NumberLabels
+from mtl_lightning.data.labels import BoxLabels, DepthLabels, Labels, MaskLabels, NormalsLabels, NumberLabels
 from mtl_lightning.data.table import Table
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.tasks.base import Task
@@ -78,26 +78,30 @@ def resolve_column(task: Task, chosen: str | list[str] | Column | None, table: T
     return column
 
 
-def read_labels(task: Task, column: Column, table: Table, root: str, train: np.ndarray, faults: Faults) -> Labels:
+def read_labels(
+    task: Task, column: Column, table: Table, root: str, splits: np.ndarray, faults: Faults, found: bool = False
+) -> Labels:
     """Read a task's cells of all rows; opens no file.
 
     Sets ``task.names`` where it is None: the classes found in training rows in order (numerically if all are numbers), the
-    names of the columns, x0, y0, x1, y1 for a box, the classes in ``values`` for a mask.
+    names of the columns, x0, y0, x1, y1 for a box, the classes in ``values`` for a mask. Whole numbers may be written with
+    decimals, as pandas writes them beside empty cells: the class 1.0 is 1, unless the table is ``exact``.
 
     Args:
         task: decides by its kind how a cell is read.
         column: what :func:`resolve_column` gave.
         table: the manifest.
         root: the folder that the files' paths are relative to.
-        train: bool [N], the training rows.
+        splits: [N], 0 train, 1 val, 2 test, -1 none of them.
         faults: takes what is wrong; such rows are read as unlabelled.
+        found: whether ``task.names``, if given, were found in these training rows before.
 
     Raises:
         ConfigError: the names in the configuration do not fit the columns.
     """
     match task.kind:
         case "class":
-            return _classes(task, column.used[0], table, train, faults)
+            return read_classes(task, column.used[0], table, splits, faults, found or task.names is None)
         case "multilabel":
             _set_names(task, column.used)
             return NumberLabels(_vectors(task, column, table, faults, _flags))
@@ -115,40 +119,10 @@ def read_labels(task: Task, column: Column, table: Table, root: str, train: np.n
             return NormalsLabels(root, table.texts(column.used[0]))
 
 
-def _about(task: Task, column: str, table: Table, expected: str) -> Callable[[int], str]:
-    return lambda row: f"column '{column}', task '{task.name}': '{table.cell(column, row)}' is not {expected}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" … ({len(names)} in all)" if len(names) > 20 else "")
-
-
-def _number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII) is not None
-
-
-def _classes(task: Task, column: str, table: Table, train: np.ndarray, faults: Faults) -> ClassLabels:
-    codes, texts = table.codes(column)
-    if task.names is None:
-        found = [texts[code] for code in np.unique(codes[train]) if texts[code]]
-        # Otherwise the class "10" would come before the class "2".
-        task.names = sorted(found, key=lambda text: (float(text), text)) if all(map(_number, found)) else sorted(found)
-    names = task.names
-    known = {name: index for index, name in enumerate(names)}
-    if not all(map(_number, names)):
-        known = {str(index): index for index in range(len(names))} | known
-    index = np.array([known.get(text, -1) for text in texts] or [-1])
-    labels = index[codes]
-    wrong = np.array([text != "" for text in texts] or [False])[codes] & (labels < 0)
-    expected = f"one of the classes {_some(names)}; no label is an empty cell"
-    faults.add_all(np.flatnonzero(wrong), _about(task, column, table, expected))
-    return ClassLabels(labels)
-
-
 def _flags(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     codes, texts = table.codes(column)
     value = {**dict.fromkeys(YES, 1.0), **dict.fromkeys(NO, 0.0)}
-    each = np.array([value.get(text.lower(), np.nan) for text in texts] or [np.nan])[codes]
+    each = np.array([value.get(whole(text) or text.lower(), np.nan) for text in texts] or [np.nan])[codes]
     return each, np.isnan(each) & np.array([text != "" for text in texts] or [False])[codes]
 
 
@@ -165,7 +139,7 @@ def _vectors(
     for position, name in enumerate(column.used):
         numbers, wrong = read(table, name)
         values[:, position] = numbers
-        faults.add_all(np.flatnonzero(wrong), _about(task, name, table, expected))
+        faults.add_all(np.flatnonzero(wrong), about(task, name, table, expected))
     return values
 
 
@@ -190,7 +164,7 @@ def _set_names(task: Task, names: Sequence[str]) -> None:
         task.names = list(names)
     elif len(task.names) != len(names):
         raise ConfigError(
-            f"task '{task.name}' has {len(task.names)} names ({_some(task.names)}), data.init_args.columns gives it "
+            f"task '{task.name}' has {len(task.names)} names ({some(task.names)}), data.init_args.columns gives it "
             f"{len(names)} columns; they must agree"
         )
 
@@ -214,6 +188,6 @@ def _mask_classes(task: Task, column: Column) -> dict[int, int]:
         for value, name in values.items():
             index = task.names.index(name) if name in task.names else name
             if not isinstance(index, int) or not 0 <= index < len(task.names):
-                raise ConfigError(f"{key}.values: {value} is '{name}', which is none of the classes {_some(task.names)}")
+                raise ConfigError(f"{key}.values: {value} is '{name}', which is none of the classes {some(task.names)}")
             classes[value] = index
     return classes | dict.fromkeys(column.ignore, -1)

@@ -124,7 +124,7 @@ class FolderDataModule(ManifestDataModule):
             },
             dtype=str,
         )
-        return Table(frame, FolderPlaces(self.root, [os.path.dirname(text) or "." for text in frame[IMAGE]]))
+        return Table(frame, FolderPlaces(self.root, [os.path.dirname(text) or "." for text in frame[IMAGE]]), exact=True)
 
     def _owners(self, tasks: Mapping[str, Task]) -> dict[str, str]:
         """Task → folder; roots of tasks that the run leaves out are listed too, so that its splits stay the same."""

@@ -272,7 +272,9 @@ class ManifestDataModule(MultiTaskDataModule):
         for name, task in tasks.items():
             task.name = name
             column = resolve_column(task, self.columns.get(name), table)
-            labels[name] = read_labels(task, column, table, self.root, codes == 0, faults)
+            if task.names is None and task.kind == "class":
+                self.found.add(name)
+            labels[name] = read_labels(task, column, table, self.root, codes, faults, name in self.found)
         return labels
 
     def _loader(self, split: str, train: bool) -> ResumableLoader:
@@ -306,7 +308,7 @@ class ManifestDataModule(MultiTaskDataModule):
         if not faults.bad.any():
             return
         if self.on_error == "raise":
-            raise DataError(f"{faults.report()}\nMend them, or set data.init_args.on_error to skip to leave such rows out")
+            raise DataError(f"{faults.report()}\nMend the rows, or set data.init_args.on_error to skip to leave them out")
         if (faults.bad & wanted).any():
             rank_zero_info(f"left out {faults.report(wanted)}")
             if self.trainer is not None and self.trainer.is_global_zero:

@@ -80,11 +80,13 @@ class Table:
     Args:
         frame: the cells as text; empty text is an empty cell.
         places: where the rows came from.
+        exact: whether a class is named by the very text, so that 1.0 is not 1: of folders' names, not of numbers in a file.
     """
 
-    def __init__(self, frame: "pd.DataFrame", places: Places) -> None:
+    def __init__(self, frame: "pd.DataFrame", places: Places, exact: bool = False) -> None:
         self.frame = frame
         self.places = places
+        self.exact = exact
 
     def __len__(self) -> int:
         return len(self.frame)
