@@ -1,6 +1,7 @@
 """Every command and every piece of Python in the README and the docs runs, on little data."""
 
 import json
+import math
 import re
 import runpy
 import shlex
@@ -9,8 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 import yaml
 
+from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
@@ -112,6 +116,27 @@ def test_the_commands_that_take_longer(place: Path, part: str) -> None:
 def test_the_python_example(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(place / "use.py"))
     assert "{'kind': (4, 2), 'depth': (4, 1, 64, 48)}" in capsys.readouterr().out
+
+
+def test_the_head_of_the_docs_does_not_see_padding(place: Path) -> None:
+    torch.manual_seed(0)
+    head = runpy.run_path(str(place / "my_heads.py"))["MeanAndMax"]([FeatureSpec(3)], 2)
+    picture = torch.randn(2, 3, 4, 5) - 3  # all below 0, the filling
+    valid = torch.zeros(2, 1, 6, 8)
+    valid[:, :, :4, :5] = 1
+    filled = Features(F.pad(picture, (0, 3, 0, 2)), valid)
+    torch.testing.assert_close(head([filled], (6, 8)), head([Features(picture)], (4, 5)))
+
+
+def test_the_loss_of_the_docs_counts_known_numbers_alone(place: Path) -> None:
+    task = runpy.run_path(str(place / "my_numbers.py"))["Cauchy"](["a", "b"], mean=[1.0, 2.0], std=[2.0, 1.0])
+    target = torch.tensor([[1.0, 4.0], [torch.nan, 2.0], [0.0, 0.0]])
+    task.learn(target)
+    prediction = torch.tensor([[2.0, 2.0], [5.0, 1.0], [9.0, torch.inf]], requires_grad=True)
+    term = task.loss(prediction, target, torch.tensor([True, True, False]))["loss"]
+    assert term.total.item() == pytest.approx(math.log(5) + 0 + math.log(2)) and int(term.denominator) == 3
+    term.total.backward()
+    assert prediction.grad is not None and prediction.grad[1, 0] == 0 and not prediction.grad[2].any()
 
 
 def test_yaml_of_the_docs_can_be_parsed(

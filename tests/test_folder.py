@@ -109,7 +109,7 @@ def test_found_classes_are_told_and_named_as_the_folders_are(tmp_path: Path, cap
     data = module(tmp_path)
     data.setup("fit")
     assert data.tasks["label"].names == ["1", "1.0"]  # type: ignore[index]
-    assert "label: 2 classes found in the training rows: 1 12, 1.0 12" in capsys.readouterr().out
+    assert "label: 2 classes found in the training rows: 1 (12), 1.0 (12)" in capsys.readouterr().out
 
 
 def broken(root: Path, what: str) -> Any:

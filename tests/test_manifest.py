@@ -256,7 +256,7 @@ def test_classes_that_were_found_are_shown_and_typos_suspected(tmp_path, capsys)
         task.name = name
     data.setup("fit")
     said = capsys.readouterr().out
-    assert "bag: 3 classes found in the training rows: bag 12, bra 1, cat[s] 3\n" in said
+    assert "bag: 3 classes found in the training rows: bag (12), bra (1), cat[s] (3)\n" in said
     assert "WARNING bag: class 'bra' has a single training row: a typo?" in said
     assert "model.tasks.bag.init_args.classes" in said and "kind: 2" not in said and said.count("WARNING") == 1
 
@@ -269,7 +269,7 @@ def test_a_single_row_is_suspicious_where_others_have_many(counts, suspected):
 
 def test_at_most_ten_classes_are_listed():
     line = class_line("t", [str(index) for index in range(40)], np.full(40, 3))
-    assert line.startswith("t: 40 classes") and line.endswith("8 3, 9 3, …")
+    assert line.startswith("t: 40 classes") and line.endswith("8 (3), 9 (3), …")
 
 
 @pytest.mark.parametrize(("stage", "shown"), [("fit", ["train", "val"]), ("validate", ["val"]), ("test", ["test"])])

@@ -24,7 +24,7 @@ def class_line(task: str, names: Sequence[str], counts: np.ndarray) -> str:
         names: of the classes.
         counts: [C] training rows of each.
     """
-    pairs = [f"{name} {count}" for name, count in list(zip(names, counts.tolist(), strict=True))[:SHOWN]]
+    pairs = [f"{name} ({count})" for name, count in list(zip(names, counts.tolist(), strict=True))[:SHOWN]]
     rest = ["…"] if len(names) > SHOWN else []
     return f"{task}: {len(names)} class{'es' * (len(names) != 1)} found in the training rows: {', '.join(pairs + rest)}"
 
