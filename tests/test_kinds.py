@@ -548,11 +548,11 @@ def test_an_angle_is_a_hand_on_a_dial():
     task = Angle(["heading"])
     axes = drawn(task, vectors([90.0]), torch.tensor([0.0]))
     truth, guess = (line.get_xydata().tolist() for line in axes.lines)
-    assert truth == [[20.0, 10.0], [pytest.approx(28.4), 10.0]]
-    assert guess == [[20.0, 10.0], [pytest.approx(20.0, abs=1e-4), pytest.approx(1.6)]]
+    assert truth == [[20.0, 10.0], [pytest.approx(36.4), 10.0]]
+    assert guess == [[20.0, 10.0], [pytest.approx(20.0, abs=1e-4), pytest.approx(-6.4)]]
     assert words(axes) == ["90°"]
     axes = drawn(Angle(["a"], period=180.0, unit="degrees"), vectors([0.0]), None)
-    assert axes.lines[0].get_xydata()[0].tolist() == [pytest.approx(11.6), pytest.approx(10.0)]
+    assert axes.lines[0].get_xydata()[0].tolist() == [pytest.approx(3.6), pytest.approx(10.0)]
     assert words(drawn(task, None, torch.tensor([NAN]))) == ["not known"]
     assert words(drawn(Angle(["a", "b"], unit="radians"), vectors([0.0, 90.0]), None)) == ["a: 0 rad\nb: 1.57 rad"]
     assert words(drawn(task, None, None)) == ["no label"]

@@ -244,7 +244,10 @@ def test_another_head_is_injected() -> None:
 def test_pictures_of_everything_that_can_be_known(task: Task) -> None:
     target, prediction = some_target(task)[0], some_prediction(task)[0]
     image = torch.rand(3, H, W)
-    for shown, truth in ((prediction, target), (prediction, None), (None, target), (None, None)):
+    axes = Figure().add_subplot()
+    task.draw(axes, image, None, None)
+    assert [text.get_text() for text in axes.texts] == ["no label"]
+    for shown, truth in ((prediction, target), (prediction, None), (None, target)):
         axes = Figure().add_subplot()
         task.draw(axes, image, shown, truth)
         (picture,) = axes.get_images()

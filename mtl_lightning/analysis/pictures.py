@@ -1,8 +1,8 @@
 """The PNGs of a run folder: curves per task, and predictions beside the truth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import show_image
+from mtl_lightning.tasks.drawing import short, show_image
 
 plain = matplotlib.rc_context({"text.parse_math": False})
 """Names are names: a ``$`` in one begins no formula."""
 TRAIN, VAL = "#9aa4b2", "#0969da"
+CELL = 1.4
+"""Inches of a square cell."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -78,11 +80,13 @@ class Row(NamedTuple):
         image: [C, H, W] in 0..1.
         predictions: raw, by task.
         targets: by task, None where there is no label.
+        id: the sample's.
     """
 
     image: Tensor
     predictions: dict[str, Tensor]
     targets: dict[str, Tensor | None]
+    id: str = ""
 
 
 def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int) -> Row:
@@ -99,7 +103,35 @@ def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str
             name: cut(batch.targets[name], task.target.dense) if bool(batch.labelled[name][row]) else None
             for name, task in tasks.items()
         },
+        batch.ids[row],
     )
+
+
+def cells(lines: int, widths: Sequence[float], title: float = 0.0) -> Any:
+    """Square cells in even rows, whatever is written around them: axes [lines, columns].
+
+    Args:
+        lines: rows of cells.
+        widths: of the columns, 1 is a cell.
+        title: what is left free above a row for titles, 1 is a cell.
+    """
+    gap = 0.05
+    mean = sum(widths) / len(widths)
+    size = (CELL * (sum(widths) + gap * (len(widths) - 1)), CELL * (lines + (gap + title) * (lines - 1)))
+    edges = {"left": 0, "right": 1, "bottom": 0, "top": 1}
+    spaces = {"wspace": gap / mean, "hspace": gap + title, "width_ratios": widths}
+    return Figure(figsize=size).subplots(lines, len(widths), squeeze=False, gridspec_kw=edges | spaces)
+
+
+def legend(shown: Iterable[Axes], under: Axes) -> None:
+    """One legend under a cell for all labelled artists of some cells."""
+    handles: dict[str, Any] = {}
+    for place in shown:
+        for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
+            handles.setdefault(short(str(label)), handle)
+    if handles:
+        where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.03), "borderaxespad": 0, "borderpad": 0.2}
+        under.legend(handles.values(), handles, fontsize=6.5, frameon=False, handlelength=1.5, labelspacing=0.3, **where)
 
 
 @plain
@@ -111,11 +143,10 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
         tasks: two columns each.
         path: the PNG.
     """
-    columns = 1 + 2 * len(tasks)
-    figure = Figure(figsize=(1.5 * columns, 1.62 * len(rows) + 0.3), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    axes = cells(len(rows), [1.0] * (1 + 2 * len(tasks)))
     for place, row in zip(axes, rows, strict=True):
         show_image(place[0], row.image)
+        place[0].set_ylabel(short(row.id), fontsize=6)
         for position, (name, task) in enumerate(tasks.items()):
             task.draw(place[1 + 2 * position], row.image, row.predictions[name], row.targets[name])
             task.draw(place[2 + 2 * position], row.image, None, row.targets[name])
@@ -123,15 +154,19 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
     for position, name in enumerate(tasks):
         axes[0, 1 + 2 * position].set_title(f"{name}\nprediction", fontsize=8)
         axes[0, 2 + 2 * position].set_title(f"{name}\ntruth", fontsize=8)
+        legend(axes[:, 1 + 2 * position : 3 + 2 * position].flat, axes[-1, 1 + 2 * position])
     for place in axes.flat:
         place.set_xticks([])
         place.set_yticks([])
-    save(figure, path)
+    save(axes[0, 0].figure, path)
 
 
 @plain
-def plot(draw: Callable[[Axes], None], path: Path) -> None:
-    """One picture of a task's own."""
+def plot(draw: Callable[[Axes], None], task: str, picture: str, path: Path) -> None:
+    """One picture of a task's own; its title begins with the task, then the title that was drawn or the picture's name."""
     figure = Figure(figsize=(5, 4), layout="constrained")
-    draw(figure.subplots())
+    axes = figure.subplots()
+    draw(axes)
+    figure.suptitle(f"{task}: {axes.get_title() or picture}", fontsize=10)
+    axes.set_title("")
     save(figure, path)

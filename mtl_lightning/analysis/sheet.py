@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtl_lightning.analysis.pictures import plain, save
+from mtl_lightning.analysis.pictures import cells as cell_grid
+from mtl_lightning.analysis.pictures import legend, plain, save
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import show_image
+from mtl_lightning.tasks.drawing import short, show_image
 
 ACROSS = 10
 """Cells side by side, about; where tasks are few, several pictures share a line."""
-NAME = 26
-"""Characters of a name that fit over a cell."""
 
 
 class Cell(NamedTuple):
@@ -46,18 +44,18 @@ def contact_sheet(cells: Sequence[Cell], tasks: Mapping[str, Task], path: Path) 
     lines = math.ceil(len(cells) / beside)
     # A narrow empty column keeps pictures that share a line apart.
     widths = ([1.0] * each + [0.12]) * beside
-    figure = Figure(figsize=(1.5 * sum(widths), 1.75 * lines + 0.2), layout="constrained")
-    axes = figure.subplots(lines, len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    axes = cell_grid(lines, widths, title=0.12)
     for place in axes.flat:
         place.set_axis_off()
     for number, cell in enumerate(cells):
         row = axes[number // beside, number % beside * (each + 1) :]
         show_image(row[0], cell.image)
-        name = cell.name if len(cell.name) <= NAME else "…" + cell.name[1 - NAME :]
-        row[0].set_title(name, fontsize=6)
+        row[0].set_title(short(cell.name), fontsize=6)
         for place, (task, kind) in zip(row[1:], tasks.items(), strict=False):
             kind.draw(place, cell.image, cell.predictions[task], None)
             place.set_title(task, fontsize=6)
         for place in row[:each]:
             place.set_axis_on()
-    save(figure, path)
+    for column in range(1, each):
+        legend(axes[:, column :: each + 1].flat, axes[-1, column])
+    save(axes[0, 0].figure, path)

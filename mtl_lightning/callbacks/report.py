@@ -114,7 +114,7 @@ class Report(Callback):
         for name, result in module.results[split].items():
             values = {key: torch.tensor(value) for key, value in result.values.items()} | result.tensors
             for picture, draw in tasks[name].plots(values).items():
-                plot(draw, self.folder / f"{name}_{picture}_{split}.png")
+                plot(draw, name, picture, self.folder / f"{name}_{picture}_{split}.png")
         if (self.folder / "metrics.csv").exists():
             curves(self.folder / "metrics.csv", tasks, self.folder / "curves.png")
 

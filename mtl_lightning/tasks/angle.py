@@ -18,7 +18,7 @@ from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.angles import AngleScores, turned
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
-from mtl_lightning.tasks.drawing import RIGHT, no_label, show_image, write
+from mtl_lightning.tasks.drawing import GREY, GUESS, no_label, show_image, write
 from mtl_lightning.tasks.results import Numbers, Result
 
 TURN = {"degrees": 360.0, "radians": 2 * math.pi}
@@ -212,16 +212,17 @@ class Angle(Task):
     def _dial(self, axes: Axes, image: Tensor, words: str, guess: list[float] | None, truth: list[float] | None) -> None:
         show_image(axes, image, dim=0.6)
         height, width = image.shape[-2:]
-        x, y, radius = (width - 1) / 2, (height - 1) / 2, 0.4 * min(height, width)
-        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor="#57606a", linewidth=1))
-        for angle, color, line in ((truth, "#57606a", 4.0), (guess, RIGHT, 2.0)):
+        x, y, radius = (width - 1) / 2, (height - 1) / 2, 0.4 * max(height, width)
+        axes.add_patch(Circle((x, y), radius, fill=False, edgecolor=GREY, linewidth=1))
+        for angle, color, line, label in ((truth, GREY, 4.0, "truth"), (guess, GUESS, 2.0, "prediction")):
             if angle is None:
                 continue
             turn = math.radians(angle[0] * self.degrees)
             right, up = radius * math.cos(turn), radius * math.sin(turn)
             # A line without front and back goes through the middle.
             start = (x - right, y + up) if self.period * self.degrees <= 180 else (x, y)
-            axes.plot([start[0], x + right], [start[1], y - up], color=color, linewidth=line, solid_capstyle="round")
+            ends = [start[0], x + right], [start[1], y - up]
+            axes.plot(*ends, color=color, linewidth=line, solid_capstyle="round", label=label)
         axes.text(0.03, 0.03, words, transform=axes.transAxes, fontsize=8, ha="left", va="bottom")
 
 

@@ -206,6 +206,8 @@ class Task(nn.Module):
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
         """Draw one row: the prediction if given, else the target if given, else that there is no label.
 
+        Artists with a label are explained in one legend for all rows.
+
         Args:
             axes: where to draw.
             image: [C, H, W] in 0..1.

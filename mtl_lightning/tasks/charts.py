@@ -6,17 +6,17 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from mtl_lightning.metrics.calibration import calibration_error
-from mtl_lightning.tasks.drawing import WRONG
+from mtl_lightning.tasks.drawing import WRONG, resize
 
 NUMBERED = 12
 """The numbers of more classes would not fit into the cells of a confusion matrix."""
-NAMED = 40
+NAMED = 120
 """The names of more classes would not fit beside it."""
 BLUE, GREY = "#4e79a7", "#9aa4b2"
 
 
 def heat_map(confusion: Tensor, names: Sequence[str], axes: Axes) -> None:
-    """A confusion matrix as shares of its rows.
+    """A confusion matrix as shares of its rows, beside each true class how often it was there; its figure grows with the classes.
 
     Args:
         confusion: counts [C, C], the truth as rows.
@@ -26,11 +26,14 @@ def heat_map(confusion: Tensor, names: Sequence[str], axes: Axes) -> None:
     counts = confusion.double().cpu()
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_title("confusion, rows add up to 1")
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_ylabel("true (count)")
     places = range(len(names)) if len(names) <= NAMED else []
     axes.set_xticks(places, [names[place] for place in places], rotation=90, fontsize=6)
-    axes.set_yticks(places, [names[place] for place in places], fontsize=6)
+    axes.set_yticks(places, [f"{names[place]} ({int(counts[place].sum())})" for place in places], fontsize=6)
+    side = max(4.0, 1.5 + 0.15 * len(places))
+    resize(axes, side + 1, side)
     if len(names) > NUMBERED:
         return
     for row, line in enumerate(shares.tolist()):

@@ -4,15 +4,49 @@ from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
-WIDTH, LINES = 16, 6
-"""Characters and lines that fit into a cell."""
+GUESS = "#0969da"
+"""What is predicted where nothing says whether it is right (a box, a hand)."""
+GREY = "#57606a"
+WIDTH, LINES = 16, 9
+"""Characters and lines of the largest letters that fit into a cell."""
+SIZES = (8, 7, 6, 5, 4)
+NAME = 26
+"""Characters of a sample's name that fit beside or over a cell."""
+
+
+def short(name: str) -> str:
+    """The end of a sample's name, which tells more than its beginning."""
+    return name if len(name) <= NAME else "…" + name[1 - NAME :]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number in so many significant digits, with an exponent only if it is very large or very small."""
+    if value and not 1e-5 <= abs(value) < 1e7:
+        return f"{value:.{digits}g}"
+    return np.format_float_positional(value, precision=digits, unique=False, fractional=False, trim="-")
+
+
+def resize(axes: Axes, width: float, height: float) -> None:
+    """Give a chart's figure as many inches as what is drawn needs."""
+    if isinstance(axes.figure, Figure):
+        axes.figure.set_size_inches(width, height)
+
+
+def _frame(axes: Axes, image: Tensor, ground: str) -> None:
+    """A square cell with the picture in its middle: rows are even and words fit, however tall or flat pictures are."""
+    height, width = image.shape[-2:]
+    x, y, half = (width - 1) / 2, (height - 1) / 2, max(height, width) / 2
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half), aspect="equal", facecolor=ground, xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#d0d7de", linewidth=0.6)
 
 
 def show_image(axes: Axes, image: Tensor, dim: float = 0.0) -> None:
-    """Show a picture without ticks.
+    """Show a picture in the middle of a square cell, without ticks.
 
     Args:
         axes: where.
@@ -22,24 +56,38 @@ def show_image(axes: Axes, image: Tensor, dim: float = 0.0) -> None:
     picture = image.detach().float().cpu().clamp(0, 1)
     picture = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture
     axes.imshow((picture * (1 - dim) + dim).permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    _frame(axes, image, "#f6f8fa")
 
 
 def no_label(axes: Axes, image: Tensor) -> None:
     """Say that this row has no label for the task."""
-    axes.imshow(np.full((image.shape[-2], image.shape[-1], 3), 0.93))
-    axes.text(0.5, 0.5, "no label", ha="center", va="center", transform=axes.transAxes, color="#57606a", fontsize=9)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    write(axes, image, "no label", GREY)
+    axes.set_facecolor("0.93")
 
 
-def write(axes: Axes, image: Tensor, text: str, color: str = "black") -> None:
-    """Write a few lines in the middle of a cell, on a blank ground as large as the picture; what is too long is wrapped."""
-    axes.imshow(np.ones((image.shape[-2], image.shape[-1], 3)))
-    lines = [part for line in text.splitlines() for part in wrap(line.replace("_", "_ "), WIDTH) or [""]]
-    lines = [line.replace("_ ", "_") for line in lines]
-    size = min(8.0, 8 * LINES / max(1, len(lines)))
-    axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", transform=axes.transAxes, color=color, fontsize=size)
-    axes.set_xticks([])
-    axes.set_yticks([])
+def write(axes: Axes, image: Tensor, text: str, color: str = "black", unknown: str = "") -> None:
+    """Write a few lines in the middle of a blank cell; what is too long is wrapped, then written smaller, then cut.
+
+    Args:
+        axes: where.
+        image: the row's picture [C, H, W].
+        text: the lines.
+        color: of the lines.
+        unknown: further lines, in grey.
+    """
+    _frame(axes, image, "white")
+    size, lines, grey = SIZES[0], [""], [""]
+    for size in SIZES:
+        lines, grey = (_wrapped(part, WIDTH * SIZES[0] // size) for part in (text, unknown))
+        if len(lines) + len(grey) <= LINES * SIZES[0] // size:
+            break
+    for part, tone, up in ((lines, color, len(grey)), (grey, GREY, -len(lines))):
+        if part:
+            words = "\n".join(part[: LINES * SIZES[0] // size])
+            style = {"ha": "center", "va": "center", "color": tone, "fontsize": size}
+            axes.annotate(words, (0.5, 0.5), (0, 0.6 * size * up), "axes fraction", "offset points", None, None, **style)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = [part for line in text.splitlines() for part in wrap(line.replace("_", "_ "), width) or [""]]
+    return [line.replace("_ ", "_") for line in lines]

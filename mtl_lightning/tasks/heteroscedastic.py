@@ -13,7 +13,7 @@ from mtl_lightning.errors import ConfigError
 from mtl_lightning.frame import Frame
 from mtl_lightning.metrics.heteroscedastic import NOMINAL, HeteroscedasticScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Term, at_least_float32
-from mtl_lightning.tasks.drawing import write
+from mtl_lightning.tasks.drawing import number, write
 from mtl_lightning.tasks.regression import BOX, Regression
 from mtl_lightning.tasks.results import Numbers, Result
 
@@ -193,7 +193,7 @@ class HeteroscedasticRegression(Regression):
         names = self._numbers()
         mean, deviation = (part[0].tolist() for part in self._estimate(prediction[None]))
         lines = [
-            ("" if len(names) == 1 else f"{name}: ") + f"{value:.3g} ± {std:.2g} {self.unit}".rstrip()
+            ("" if len(names) == 1 else f"{name}: ") + f"{number(value)} ± {number(std, 2)} {self.unit}".rstrip()
             for name, value, std in zip(names, mean, deviation, strict=True)
         ]
         return write(axes, image, "\n".join(lines))

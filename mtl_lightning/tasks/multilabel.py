@@ -219,21 +219,29 @@ class MultiLabel(Task):
         return Labels(value, dict(zip(self._labels(), meaning.tolist(), strict=True)))
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
-        """The labels that hold in words, green where all known ones are right and red where one is wrong."""
+        """The labels that hold in words, green where all known ones are right and red where one is wrong.
+
+        Of a row with some labels, those that are not known have a question mark: all beside the truth, and beside the prediction
+        those said to hold.
+        """
         if prediction is None:
             if target is None:
                 return no_label(axes, image)
-            return write(axes, image, self._text(self._named(target[None] == 1)[0]))
-        decided, color = self.decisions(prediction.detach()), "black"
-        if target is not None:
-            color = RIGHT if bool((decided == (target == 1))[~target.isnan()].all()) else WRONG
-        return write(axes, image, self._text(self._named(decided[None])[0]), color)
+            return write(axes, image, self._text(target == 1), unknown=self._unknown(target.isnan()))
+        decided = self.decisions(prediction.detach())
+        if target is None:
+            return write(axes, image, self._text(decided))
+        known = ~target.isnan()
+        color = RIGHT if bool((decided == (target == 1))[known].all()) else WRONG
+        return write(axes, image, self._text(decided & known), color, self._unknown(decided & ~known))
 
     def plots(self, results: Mapping[str, Tensor]) -> Mapping[str, Callable[[Axes], None]]:
         """``reliability``: how far the probabilities of all entries can be believed."""
         table = results.get("reliability")
         return {} if table is None else {"reliability": partial(reliability_diagram, table, "share of labels that hold")}
 
-    @staticmethod
-    def _text(labels: Sequence[str]) -> str:
-        return ", ".join(labels) or "none"
+    def _text(self, decided: Tensor) -> str:
+        return ", ".join(self._named(decided[None])[0]) or "none"
+
+    def _unknown(self, labels: Tensor) -> str:
+        return ", ".join(f"{name} ?" for name in self._named(labels[None])[0])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -18,7 +19,7 @@ from mtl_lightning.heads.base import Head
 from mtl_lightning.heads.linear import Linear
 from mtl_lightning.metrics.regression import RegressionScores
 from mtl_lightning.tasks.base import HeadFactory, MaskedLoss, Measure, Task, Term, at_least_float32
-from mtl_lightning.tasks.drawing import RIGHT, no_label, show_image, write
+from mtl_lightning.tasks.drawing import GUESS, no_label, number, show_image, write
 from mtl_lightning.tasks.results import Box, Numbers, Result
 
 BOX = ["x0", "y0", "x1", "y1"]
@@ -230,17 +231,21 @@ class Regression(Task):
         for column, name in enumerate(self._numbers()):
             label = "" if len(self._numbers()) == 1 else f"{name}: "
             value = truth[column] if guess is None and truth is not None else (guess or [])[column]
-            lines.append(label + ("not known" if value != value else f"{value:.3g} {self.unit}".rstrip()))
+            lines.append(label + ("not known" if value != value else f"{number(value)} {self.unit}".rstrip()))
         return write(axes, image, "\n".join(lines))
 
 
 def _draw_boxes(axes: Axes, image: Tensor, guess: Sequence[float] | None, truth: Sequence[float] | None) -> None:
     show_image(axes, image)
     height, width = image.shape[-2:]
-    for box, style, color in ((truth, "--", "white"), (guess, "-", RIGHT)):
+    for box, style, color, under, label in ((truth, "--", "white", "black", "truth"), (guess, "-", GUESS, "white", "prediction")):
         if box is None or any(corner != corner for corner in box):
             continue
         # Pixel centres are at whole numbers, so the picture begins at -0.5.
         corner = (box[0] * width - 0.5, box[1] * height - 0.5)
         size = ((box[2] - box[0]) * width, (box[3] - box[1]) * height)
-        axes.add_patch(Rectangle(corner, *size, fill=False, linestyle=style, edgecolor=color, linewidth=1.5))
+        patch = Rectangle(corner, *size, fill=False, linestyle=style, edgecolor=color, linewidth=1.5, label=label)
+        # On a whole line of the opposite brightness it is seen on every picture.
+        outline = Stroke(linewidth=3, foreground=under, dashes={"dash_offset": 0, "dash_list": None})
+        patch.set_path_effects([outline, Normal()])
+        axes.add_patch(patch)

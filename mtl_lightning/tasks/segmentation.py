@@ -246,7 +246,7 @@ class SemanticSegmentation(Task):
         return super().describe() | {"pixels": dict(enumerate(self.names))}
 
     def draw(self, axes: Axes, image: Tensor, prediction: Tensor | None, target: Tensor | None) -> None:
-        """The classes' colours over the picture, grey where there is no label."""
+        """The classes' colours over the grey picture, plain grey where there is no label."""
         if prediction is None and target is None:
             return no_label(axes, image)
         mask = target if prediction is None else self._classes(prediction.detach()[None])[0]

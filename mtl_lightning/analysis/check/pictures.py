@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_lightning.analysis.check.tallies import Shares, Tally
-from mtl_lightning.analysis.pictures import plain, save
+from mtl_lightning.analysis.pictures import cells, legend, plain, save
 from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import show_image
+from mtl_lightning.tasks.drawing import short, show_image
 
 WIDE = 14
 """Cells side by side, where several samples fit."""
@@ -37,27 +37,27 @@ def contact_sheet(batches: Sequence[Batch], tasks: Mapping[str, Task], number: i
     width = 1 + len(tasks)
     blocks = max(1, min(WIDE // width, len(places)))
     lines = -(-len(places) // blocks)
-    figure = Figure(figsize=(1.7 * width * blocks, 1.95 * lines + 0.3), layout="constrained")
     # A thin empty column after each sample.
-    axes = figure.subplots(lines, (width + 1) * blocks, squeeze=False, width_ratios=([1.0] * width + [0.15]) * blocks)
+    axes = cells(lines, ([1.0] * width + [0.15]) * blocks, title=0.22)
     for place in axes.flat:
         place.axis("off")
     for position, (batch, row) in enumerate(places):
         line, block = divmod(position, blocks)
         start = block * (width + 1)
         _draw_sample(axes[line, start : start + width].tolist(), batch, row, tasks)
-    save(figure, path)
+    for column in range(1, width):
+        legend(axes[:, column :: width + 1].flat, axes[-1, column])
+    save(axes[0, 0].figure, path)
     return len(places)
 
 
 def _draw_sample(cells: Sequence[Axes], batch: Batch, row: int, tasks: Mapping[str, Task]) -> None:
     height, width = batch.extent(row)
     image = batch.inputs["image"][row, :, :height, :width]
-    name = batch.ids[row]
     for cell in cells:
         cell.axis("on")
     show_image(cells[0], image)
-    cells[0].set_title(f"{name if len(name) <= 26 else '…' + name[-25:]}\n{width} x {height}", fontsize=7)
+    cells[0].set_title(f"{short(batch.ids[row])}\n{width} x {height}", fontsize=7)
     for cell, (task_name, task) in zip(cells[1:], tasks.items(), strict=True):
         target = batch.targets[task_name][row]
         target = target[..., :height, :width] if task.target.dense else target
