@@ -39,7 +39,7 @@ def test_words_stay_in_their_cell_whatever_the_pictures_shape(height, width):
     figure = Figure(figsize=(1.4, 1.4))
     canvas = FigureCanvasAgg(figure)
     for text, unknown in (("scottish wire pointer\n100 %", ""), ("\n".join(f"name_{i}: {i}.123 mm" for i in range(14)), ""),
-                          ("word " * 300, ""), ("sky, sea", "tree ?, house ?")):  # fmt: skip
+                          ("word " * 300, ""), ("sky, sea", "tree?, house?")):  # fmt: skip
         figure.clear()
         axes = figure.add_axes((0, 0, 1, 1))
         write(axes, torch.zeros(3, height, width), text, unknown=unknown)

@@ -531,10 +531,10 @@ def test_a_class_is_green_where_right_and_red_where_wrong():
 def test_labels_are_judged_by_the_known_ones():
     task = MultiLabel(["sky", "sea", "tree"])
     prediction = torch.tensor([2.0, -1.0, 1.0])
-    assert words(drawn(task, prediction, torch.tensor([1, 0, NAN]))) == [("sky", RIGHT), ("tree ?", GREY)]
-    assert words(drawn(task, prediction, torch.tensor([0, 0, NAN]))) == [("sky", WRONG), ("tree ?", GREY)]
-    assert words(drawn(task, None, torch.tensor([0, 1, NAN]))) == [("sea", "#000000"), ("tree ?", GREY)]
-    assert words(drawn(task, None, torch.tensor([NAN, 0, 0]))) == [("none", "#000000"), ("sky ?", GREY)]
+    assert words(drawn(task, prediction, torch.tensor([1, 0, NAN]))) == [("sky", RIGHT), ("tree?", GREY)]
+    assert words(drawn(task, prediction, torch.tensor([0, 0, NAN]))) == [("sky", WRONG), ("tree?", GREY)]
+    assert words(drawn(task, None, torch.tensor([0, 1, NAN]))) == [("sea", "#000000"), ("tree?", GREY)]
+    assert words(drawn(task, None, torch.tensor([NAN, 0, 0]))) == [("none", "#000000"), ("sky?", GREY)]
     assert words(drawn(task, torch.tensor([-1.0, -1, -1]), torch.tensor([0, 0, NAN]))) == [("none", RIGHT)]
     assert words(drawn(task, None, None))[0][0] == "no label"
 

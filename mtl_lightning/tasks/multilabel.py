@@ -244,4 +244,4 @@ class MultiLabel(Task):
         return ", ".join(self._named(decided[None])[0]) or "none"
 
     def _unknown(self, labels: Tensor) -> str:
-        return ", ".join(f"{name} ?" for name in self._named(labels[None])[0])
+        return ", ".join(f"{name}?" for name in self._named(labels[None])[0])
