@@ -131,7 +131,9 @@ def legend(shown: Iterable[Axes], under: Axes) -> None:
             handles.setdefault(short(str(label)), handle)
     if handles:
         where: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.03), "borderaxespad": 0, "borderpad": 0.2}
-        under.legend(handles.values(), handles, fontsize=6.5, frameon=False, handlelength=1.5, labelspacing=0.3, **where)
+        under.legend(
+            list(handles.values()), list(handles), fontsize=6.5, frameon=False, handlelength=1.5, labelspacing=0.3, **where
+        )
 
 
 @plain

@@ -1,6 +1,7 @@
 """The few drawing habits all tasks share."""
 
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -84,8 +85,8 @@ def write(axes: Axes, image: Tensor, text: str, color: str = "black", unknown: s
     for part, tone, up in ((lines, color, len(grey)), (grey, GREY, -len(lines))):
         if part:
             words = "\n".join(part[: LINES * SIZES[0] // size])
-            style = {"ha": "center", "va": "center", "color": tone, "fontsize": size}
-            axes.annotate(words, (0.5, 0.5), (0, 0.6 * size * up), "axes fraction", "offset points", None, None, **style)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "color": tone, "fontsize": size}
+            axes.annotate(words, (0.5, 0.5), (0, 0.6 * size * up), "axes fraction", "offset points", **style)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
