@@ -80,6 +80,7 @@ def test_rows_are_square_and_even_with_an_id_and_one_legend_per_task(saved, tmp_
     cells = [axes.get_window_extent() for axes in figure.axes]
     assert len(cells) == 21
     assert all(cell.width == pytest.approx(cells[0].width) and cell.height == pytest.approx(cell.width) for cell in cells)
+    assert figure.axes[0].get_xlim() == (-0.5, 79.5) and figure.axes[7].get_ylim() == (79.5, -0.5), "whole pictures"
     first, second, third = (cells[index].y0 for index in (0, 7, 14))
     assert first - second == pytest.approx(second - third)
     assert all(
