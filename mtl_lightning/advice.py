@@ -154,7 +154,7 @@ def _explain(message: str, sources: Sequence[Source], command: str) -> str | Non
     typos = [(source, typo) for source in sources for typo in search(source.config)]
     key = _key(message)
     # The parser's message decides: what the signatures do not tell may be right.
-    reasons = re.sub(r"(Given value|Got value): .*", "", message)
+    reasons = re.sub(r"Given value: .*", "", message)
     named = [each for each in typos if re.search(rf"(?<!\w){re.escape(each[1].name)}(?!\w)", reasons)]
     # Some versions tell only what follows from an unknown argument.
     possible = named or [each for each in typos if key is not None and each[1].about is not None]

@@ -103,7 +103,7 @@ def test_a_typo_in_a_file_is_located_and_corrected(
         (["--data.init_args.batchsize", "3"], ["data.init_args.batchsize", "TinyDataModule", "batch_size?"]),
         (["--trainer.epochs=3"], ["--trainer.epochs: ", f"{FIT} --help"]),
         (["--model.optimizer=nowhere.AdamX"], ["'nowhere.AdamX'", "Adam"]),
-        (["--model.optimizer=nowhere.Nothing"], ["'nowhere.Nothing'", "package.module.Class"]),
+        (["--model.optimizer=nowhere.Nothing"], ["'nowhere.Nothing'", "There are: ", "SGD"]),
     ],
 )
 def test_a_typo_on_the_command_line(option: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
