@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
@@ -68,6 +68,9 @@ def _tasks(cfg: Namespace) -> list[str]:
 class TaskKeepingParser(LightningArgumentParser):
     """Lightning's parser with that check."""
 
+    given: ClassVar[Any] = ()
+    """What is being parsed: words, or the configuration itself. The parsers of subcommands see only a part of it."""
+
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent."""
         if kwargs.get("action") is ActionConfigFile:
@@ -75,9 +78,11 @@ class TaskKeepingParser(LightningArgumentParser):
         return super().add_argument(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with the message alone: the parent prints a hundred lines of usage before it."""
+        """End with advice alone: the parent prints a hundred lines of usage before its message."""
         if self.exit_on_error:
-            program = self.prog.replace(" [options]", "").replace("__main__.py", "python -m mtl_lightning")
-            print(f"error: {message}\nAll options: {program} --help", file=sys.stderr)
+            # On first use: it is needed after errors only, and knows the classes that read this file's.
+            from mtl_lightning.advice import advise
+
+            print(f"error: {advise(message, self.given)}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)

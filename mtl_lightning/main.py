@@ -53,7 +53,7 @@ for _name in mtl_lightning.data.__all__:
 LAUNCHED = "MTL_LIGHTNING_RUN"
 """Environment variable that tells processes started by the first one about its run folder and checkpoint."""
 
-HELP = "Multi-task learning from partly labelled data. Beside the subcommands below: export (see export --help)."
+HELP = "Train one network for many tasks from partly labelled data; beside the subcommands below there is export (export --help)."
 DEBUG = "MTL_LIGHTNING_DEBUG"
 """Environment variable that, set to anything, shows where an error comes from."""
 
@@ -82,6 +82,7 @@ class MTLCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without a warning when called from Python."""
+        TaskKeepingParser.given = sys.argv[1:] if args is None else args
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
         if path not in (None, "last", "best"):
@@ -324,7 +325,7 @@ def main(args: ArgsType = None) -> None:
             parser_class=TaskKeepingParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"description": HELP},
+            parser_kwargs={"description": HELP, "prog": "python -m mtl_lightning"},
             args=args,
         )
     except SIGTERMException:

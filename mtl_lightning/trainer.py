@@ -1,5 +1,6 @@
 """Lightning's trainer with the entries that this framework adds to its command line."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -7,6 +8,71 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 class MultiTaskTrainer(Trainer):
     """Lightning's trainer, which can also ``check`` and knows where to ``predict`` from and to."""
+
+    # The docstrings of these are the help of the commands; Lightning's tell what its own calls would do.
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train a network, then evaluate its best checkpoint.
+
+        Args:
+            model: the module of the run.
+            train_dataloaders: not used by the command line.
+            val_dataloaders: not used by the command line.
+            datamodule: the data of the run.
+            ckpt_path: last goes on with the latest run of that name, in its folder; best (of the latest run of that name) or a
+                path starts a new run from there; null starts a new run.
+            weights_only: always true.
+        """
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Evaluate a checkpoint on the validation split.
+
+        Args:
+            model: the module of the run.
+            dataloaders: not used by the command line.
+            ckpt_path: last, best (of the latest run of that name), or a path; null takes best, or last where there is none.
+            verbose: print Lightning's table of what was logged.
+            datamodule: the data of the run.
+            weights_only: always true.
+        """
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Evaluate a checkpoint on the test split.
+
+        Args:
+            model: the module of the run.
+            dataloaders: not used by the command line.
+            ckpt_path: last, best (of the latest run of that name), or a path; null takes best, or last where there is none.
+            verbose: print Lightning's table of what was logged.
+            datamodule: the data of the run.
+            weights_only: always true.
+        """
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def check(self, model: LightningModule, datamodule: LightningDataModule, pictures: int = 12, shown: int = 20) -> None:
         """Examine the data and a training step, and train nothing.
