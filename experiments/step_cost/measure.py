@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from mtl_lightning.batch import Batch, Collate
 from mtl_lightning.data.base import MultiTaskDataModule
@@ -92,7 +93,7 @@ class Rows(LabelledDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = {name: values[index] for name, values in self.values.items() if self.present[name][index]}
-        return row | {"id": self.ids[index], "image": self.images[index]}
+        return row | {"id": self.ids[index], "image": tv_tensors.Image(self.images[index])}
 
 
 class MemoryDataModule(MultiTaskDataModule):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +36,9 @@ def curves(metrics: Path, tasks: Mapping[str, Task], path: Path) -> None:
         tasks: in the order of the rows.
         path: the PNG.
     """
+    # It takes half a second to import, which `--help` has no need of.
+    import pandas as pd
+
     table = pd.read_csv(metrics)
     figure = Figure(figsize=(9, 2.1 * (len(tasks) + 1)), layout="constrained")
     axes = figure.subplots(len(tasks) + 1, 2, squeeze=False)
