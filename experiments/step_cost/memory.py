@@ -1,6 +1,8 @@
 """Peak memory of `test` on splits of growing size, and how long `--help` takes beside importing Lightning.
 
-python experiments/step_cost/memory.py
+    python experiments/step_cost/memory.py
+
+Every figure is of a whole process.
 """
 
 import argparse
