@@ -65,7 +65,7 @@ def advise(message: str, given: Any) -> str:
         place = ", ".join(map(str, files)) or "the configuration"
         return f"{place}: {', '.join(names)} missing; add it, and see {PROGRAM} {command} --help"
     sources = list(_sources(words, files)) if words else [Source("", _inner(given))]
-    text = _explain(message, sources, command) or _wrong_value(message, sources) or _shortened(message)
+    text = _explain(message, sources, command) or _wrong_value(message, sources) or shortened(message)
     return text if "--help" in text or ".help " in text else f"{text}\nAll keys: {PROGRAM} {command} --help"
 
 
@@ -211,7 +211,7 @@ def _leaves(key: str, config: Any) -> Iterator[tuple[str, Any]]:
         yield key, config
 
 
-def _shortened(message: str) -> str:
+def shortened(message: str) -> str:
     """The parser's message without what only its authors understand, on one line."""
     lines = [line.strip(" -\t") for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
     text = re.sub(r"<class '([^']+)'>", r"\1", " ".join(lines))

@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import os
+import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -230,9 +232,10 @@ def _describe(predictor: Predictor, size: Any, format: str, raw: bool, differenc
 
 def command(args: Sequence[str]) -> None:
     """``python -m mtl_lightning export``."""
-    from mtl_lightning.config import TaskKeepingParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = TaskKeepingParser(prog="python -m mtl_lightning export", description="Write a trained model for other programs.")
+    prog = "python -m mtl_lightning export"
+    parser = ArgumentParser(prog=prog, description="Write a trained model for other programs.", exit_on_error=False)
     parser.add_argument("--run", type=str, required=True, help="A run's folder (its best checkpoint), or a checkpoint.")
     parser.add_argument(
         "--tasks", type=list[str] | None, default=None, help="Tasks to export; all but auxiliary ones if not given."
@@ -245,7 +248,15 @@ def command(args: Sequence[str]) -> None:
         "--size", type=Size | None, default=None, help="Side, or [height, width], or any; the run's if not given."
     )
     parser.add_argument("--raw", type=bool, default=False, help="Logits instead of probabilities, standardised numbers.")
-    config = parser.parse_args(list(args))
+    try:
+        config = parser.parse_args(list(args))
+    except ArgumentError as error:
+        from mtl_lightning.advice import shortened
+
+        given = re.search(r"Given value: (.*)", str(error))
+        words = f"{shortened(str(error))}; given is '{given[1]}'" if given else shortened(str(error))
+        print(f"error: {words}\nAll options: {prog} --help", file=sys.stderr)
+        raise SystemExit(2) from None
     run = Path(config.run)
     output = config.output or str((run if run.is_dir() else run.parent) / f"model{SUFFIX[config.format]}")
     done = export(run, output, config.tasks, config.format, config.size, config.raw)
