@@ -75,17 +75,18 @@ def normalize(
     return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows)
 
 
-def weigh(losses: Losses, weighting: LossWeighting) -> tuple[Tensor, list[float]]:
+def weigh(losses: Losses, weighting: LossWeighting | None) -> tuple[Tensor, list[float]]:
     """The weighted sum of the losses with the method's own penalty, and the weights of the present tasks.
 
     Absent tasks and the method's parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
     """
     names, present = list(losses.scalars), losses.present.tolist()
-    weights = weighting(losses.values[losses.present], losses.present) if present else losses.values.new_zeros(0)
+    chosen = losses.values[losses.present]
+    weights = weighting(chosen, losses.present) if present and weighting is not None else torch.ones_like(chosen)
     objective = losses.values.new_zeros(())
     for position in sorted(set(range(len(names))) - set(present)):
         objective = objective + losses.scalars[names[position]]
-    for parameter in weighting.parameters():
+    for parameter in () if weighting is None else weighting.parameters():
         objective = objective + parameter.sum() * 0
     numbers = weights.tolist()
     for index, position in enumerate(present):
@@ -95,6 +96,6 @@ def weigh(losses: Losses, weighting: LossWeighting) -> tuple[Tensor, list[float]
             objective = objective + weights[index] * loss
         else:
             objective = torch.add(objective, loss, alpha=numbers[index])
-    if present and (penalty := weighting.penalty(losses.present)) is not None:
+    if present and weighting is not None and (penalty := weighting.penalty(losses.present)) is not None:
         objective = objective + penalty
     return objective, numbers
