@@ -1,7 +1,7 @@
 """What weighting methods look at beside a step's own losses: further batches before it, its own batch after it. Pure torch."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
@@ -44,22 +44,28 @@ class BatchProbe:
 
     def losses(self, batch: int) -> tuple[Tensor, Tensor]:
         """The losses of a batch and the positions of its tasks: float64 [P], int64 [P], on the CPU."""
-        with torch.no_grad():
+        with self._still(), torch.no_grad():
             found = self._look(batch)
         return found.values.double().cpu()[found.present.cpu()], found.present.cpu()
 
     def gradient(self, batch: int, weights: Tensor) -> list[Tensor]:
         """The gradient of the weighted sum of a batch's losses for each of ``parameters``, averaged over processes."""
-        found = self._look(batch)
-        return self._engine.weighted_gradient(found, weights, self.parameters)
+        with self._still():
+            found = self._look(batch)
+            return self._engine.weighted_gradient(found, weights, self.parameters)
 
     def jacobian(self, batch: int) -> tuple[Tensor, Tensor]:
         """The tasks' gradients over the shared parameters, averaged over processes, and the positions: [P, N], int64 [P]."""
-        return self._engine.jacobian(self._look(batch), self._frozen)
+        with self._still():
+            return self._engine.jacobian(self._look(batch), self._frozen)
 
     def _look(self, batch: int) -> Losses:
+        return self._losses_of(self._batches[batch])
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
         with still(self._model), self._dice.again():
-            return self._losses_of(self._batches[batch])
+            yield
 
 
 class Revisit:

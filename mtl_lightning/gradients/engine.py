@@ -169,11 +169,17 @@ class GradientEngine(nn.Module):
         self.balance.calls += 1
 
     def jacobian(self, losses: Losses, frozen: Collection[nn.Parameter], keep: bool = False) -> tuple[Tensor, Tensor]:
-        """The present tasks' gradients over the shared parameters, averaged over processes: [P, N], and int64 [P]."""
+        """The present tasks' gradients over the shared parameters, averaged over processes: [P, N], and int64 [P].
+
+        Args:
+            losses: of a batch.
+            frozen: parameters that do not learn at present.
+            keep: whether the graph is needed again.
+        """
         share, held = self.sharing(frozen), Held(losses, losses.present.tolist())
         rows = losses.values.new_empty(len(held.present), share.size, dtype=share.dtype)
         one = losses.values.new_ones(())
-        with torch.autocast(rows.device.type, enabled=False), still(self._model[0]):
+        with torch.autocast(rows.device.type, enabled=False):
             for row, name in enumerate(held.names):
                 again = keep or row < len(held.names) - 1
                 flat(held.gradient([row], share.used_by(name), one, again), share.shared, rows[row])
@@ -191,7 +197,7 @@ class GradientEngine(nn.Module):
         one, chosen = losses.values.new_ones(()), weights.detach().double().cpu()[held.present]
         found: Gradients = {}
         if held.present:
-            with torch.autocast(one.device.type, enabled=False), still(self._model[0]):
+            with torch.autocast(one.device.type, enabled=False):
                 found = self._reduced(held.gradient(range(len(held.present)), parameters, one, False, chosen))
         return [zeros_if_none(found.get(parameter), parameter) for parameter in parameters]
 
@@ -216,7 +222,7 @@ class GradientEngine(nn.Module):
         rows = self._rows.empty(len(held.present), sum(p.numel() for p in over), share.dtype, over[0].device)
         heads: list[Gradients] = []
         for row, name in enumerate(held.names):
-            used, own = [parameter for parameter in share.used_by(name) if not last or parameter in share.last], share.own[name]
+            used, own = share.used_by(name, last=last), share.own[name]
             found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
             flat(found, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})

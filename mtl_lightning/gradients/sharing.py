@@ -26,7 +26,7 @@ class Sharing:
         self.own: dict[str, list[nn.Parameter]] = {name: [] for name in model.heads}
         self.shared: list[nn.Parameter] = []
         self._users: list[frozenset[str]] = []
-        self._used: dict[frozenset[str], list[nn.Parameter]] = {}
+        self._used: dict[tuple[frozenset[str], bool], list[nn.Parameter]] = {}
         for parameter, users in model.owners().items():
             if not parameter.requires_grad or parameter in still or not users:
                 continue
@@ -55,12 +55,14 @@ class Sharing:
             found = torch.promote_types(found, parameter.dtype)
         return found
 
-    def used_by(self, *tasks: str) -> list[nn.Parameter]:
-        """The shared parameters that any of the tasks uses."""
-        wanted = frozenset(tasks)
+    def used_by(self, *tasks: str, last: bool = False) -> list[nn.Parameter]:
+        """The shared parameters that any of the tasks uses; with ``last``, those of the last layer."""
+        wanted = (frozenset(tasks), last)
         if wanted not in self._used:
+            kept = {id(parameter) for parameter in self.last}
             pairs = zip(self.shared, self._users, strict=True)
-            self._used[wanted] = [parameter for parameter, users in pairs if users & wanted]
+            chosen = [parameter for parameter, users in pairs if users & wanted[0]]
+            self._used[wanted] = [parameter for parameter in chosen if not last or id(parameter) in kept]
         return self._used[wanted]
 
     def all_of(self, tasks: Sequence[str]) -> list[nn.Parameter]:

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
-    """Put the module's buffers back at the end (running means of batch norm, say), whatever ran in it meanwhile."""
-    buffers = list(module.buffers())
-    before = [buffer.clone() for buffer in buffers]
+    """Put the module's buffers back at the end (running means of batch norm, say), whatever ran in it meanwhile.
+
+    No backward pass may follow for what ran forward within.
+    """
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, before, strict=True):
+        for buffer, value in before:
             buffer.copy_(value)
 
 
