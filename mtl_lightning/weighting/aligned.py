@@ -41,7 +41,7 @@ class AlignedMTL(GradientWeighting):
     def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """B times 1/P."""
         tasks = len(gramian)
-        values, vectors = np.linalg.eigh(gramian.numpy())
+        values, vectors = (part.numpy() for part in torch.linalg.eigh(gramian))
         kept = values > self.tolerance * values[-1]
         if not values[-1] > 0:
             return torch.full((tasks,), 1 / tasks, dtype=gramian.dtype)

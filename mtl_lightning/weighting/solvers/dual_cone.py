@@ -1,5 +1,8 @@
 """The projection of gradients on the cone of directions that conflict with none of them."""
 
+from functools import cache
+from itertools import product
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +19,9 @@ CERTIFIED = 1e-9
 """Largest residual, by the length of a unit gradient, of a solution of the fast way."""
 NEGLIGIBLE = 1e-13
 """Smallest squared distance of a unit gradient from the span of others at which it counts as outside."""
+
+FEW = 4
+"""Tasks whose chosen sets are all tried: faster than to look for the right ones."""
 
 
 def project(gramian: Tensor, preferences: Tensor) -> Tensor:
@@ -41,7 +47,7 @@ def project(gramian: Tensor, preferences: Tensor) -> Tensor:
     if (scaled @ cosines).min() >= 0:
         return preferences.clone()
     cosines = _semidefinite(cosines)
-    surplus, certified = _together(cosines, scaled)
+    surplus, certified = (_enumerated if len(cosines) <= FEW else _together)(cosines, scaled)
     for row in np.flatnonzero(~certified):
         surplus[row] = _alone(cosines, scaled[row])
     return preferences + torch.from_numpy(surplus * sizes / norms)
@@ -49,68 +55,81 @@ def project(gramian: Tensor, preferences: Tensor) -> Tensor:
 
 def _semidefinite(cosines: Array) -> Array:
     """Without its negative eigenvalues, where there are any beyond rounding."""
-    try:
-        np.linalg.cholesky(cosines + np.eye(len(cosines)) * 1e-13)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(cosines)
-        return np.asarray((vectors * values.clip(0)) @ vectors.T)
-    return cosines
+    # Torch's solvers, here and elsewhere: numpy's would wake threads of its own beside those of the training.
+    matrix = torch.from_numpy(cosines)
+    if torch.linalg.cholesky_ex(matrix + 1e-13 * torch.eye(len(cosines), dtype=matrix.dtype)).info == 0:
+        return cosines
+    values, vectors = torch.linalg.eigh(matrix)
+    return np.asarray(((vectors * values.clamp_min(0)) @ vectors.T).numpy())
+
+
+@cache
+def _subsets(tasks: int) -> tuple[Array, Array, Array]:
+    """Of each subset: its members as 0 and 1; its pairs of members; a ridge of 1 elsewhere, and a negligible one within."""
+    members = np.array(list(product((0.0, 1.0), repeat=tasks)))
+    pairs = members[:, :, None] * members[:, None]
+    return members, pairs, np.eye(tasks) * np.where(members > 0, 1e-15, 1.0)[:, None]
+
+
+def _enumerated(cosines: Array, scaled: Array) -> tuple[Array, Mask]:
+    """All problems of few tasks: for each, of all chosen sets the one that comes closest to the conditions."""
+    members, pairs, ridge = _subsets(len(cosines))
+    points = -(members[:, None] * (scaled @ cosines)) @ np.linalg.inv(pairs * cosines + ridge)
+    residuals = np.maximum(_residual(cosines, scaled, points), -points.min(2))
+    best = residuals.argmin(0)
+    every = np.arange(len(scaled))
+    return points[best, every].clip(0), residuals[best, every] <= CERTIFIED
 
 
 def _together(cosines: Array, scaled: Array) -> tuple[Array, Mask]:
     """All problems at once: x >= 0 with w = G (u + x) >= 0 and x . w = 0, and which of the solutions hold.
 
     Each problem keeps the linear system w = K x + q exchanged by principal pivots: its solution with the chosen set's w at 0
-    and the others' x at 0 stands in q. An active-set step (Lawson and Hanson, 1974) is then one pivot, a rank-1 update.
+    and the others' x at 0 stands in q, the last column. An active-set step (Lawson and Hanson, 1974) is then one pivot, a
+    rank-1 update.
     """
     count, tasks = scaled.shape
     solution, certified = np.zeros_like(scaled), np.zeros(count, bool)
-    rows = np.arange(count)
-    system = torch.from_numpy(cosines).repeat(count, 1, 1)
-    target = scaled @ cosines
+    rows = every = np.arange(count)
+    table = np.empty((count, tasks, tasks + 1))
+    table[:, :, :-1] = cosines
+    table[:, :, -1] = scaled @ cosines
     point, chosen = np.zeros_like(scaled), np.zeros(scaled.shape, bool)
     for _ in range(4 * tasks + 10):
-        table = system.numpy()
-        every = np.arange(len(rows))
-        # Where the chosen set's solution is positive, go there and choose the worst conflict; else go as far as is allowed.
-        outside = chosen & (target <= 0)
-        stopped = outside.any(1)
+        target = table[:, :, -1]
         conflict = np.where(chosen, 0.0, target)
-        spare = table.diagonal(axis1=1, axis2=2)
-        conflict[spare <= NEGLIGIBLE] = 0.0
         pivots = conflict.argmin(1)
-        goal = np.where(chosen, target, 0.0)
-        done: Mask = ~stopped & (conflict[every, pivots] >= -ENTER)
+        # Where the chosen set's solution is positive, go there and choose the worst conflict; else go as far as is allowed.
+        goal = target - conflict
+        outside = goal < 0
+        stopped = outside.any(1)
+        done = (conflict[every, pivots] >= -ENTER) | (table[every, pivots, pivots] <= NEGLIGIBLE)
         if stopped.any():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                reach = np.where(outside, point / (point - target), np.inf)
+            done &= ~stopped
+            reach = np.divide(point, point - goal, out=np.full(point.shape, np.inf), where=outside)
             leaving = reach.argmin(1)
-            share = reach[every, leaving].clip(0, 1)[:, None]
-            point = np.where(stopped[:, None], point + share * (goal - point), goal)
-            point[stopped, leaving[stopped]] = 0.0
+            point += reach[every, leaving].clip(0, 1)[:, None] * (goal - point)
             pivots = np.where(stopped, leaving, pivots)
+            point[stopped, pivots[stopped]] = 0.0
         else:
             point = goal
         if done.any():
-            finished = rows[done]
-            solution[finished], certified[finished] = _refine(cosines, scaled[finished], point[done], chosen[done], table[done])
+            solution[rows[done]], certified[rows[done]] = _refine(
+                cosines, scaled[rows[done]], point[done], chosen[done], table[done, :, :-1]
+            )
             left = ~done
-            if not left.any():
+            rows, point, chosen, pivots, table = rows[left], point[left], chosen[left], pivots[left], table[left]
+            every = every[: len(rows)]
+            if not len(rows):
                 break
-            rows, point, chosen, target, pivots = rows[left], point[left], chosen[left], target[left], pivots[left]
-            system = torch.from_numpy(table[left])
-            table, every = system.numpy(), every[: len(rows)]
         chosen[every, pivots] ^= True
         column = table[every, :, pivots]
         pivot = column[every, pivots][:, None]
         row = table[every, pivots] / pivot
-        entry = target[every, pivots][:, None] / pivot
-        system.addcmul_(torch.from_numpy(column)[:, :, None], torch.from_numpy(row)[:, None, :], value=-1)
-        target -= column * entry
+        torch.from_numpy(table).addcmul_(torch.from_numpy(column)[:, :, None], torch.from_numpy(row)[:, None], value=-1)
         table[every, pivots] = -row
         table[every, :, pivots] = column / pivot
         table[every, pivots, pivots] = 1 / pivot[:, 0]
-        target[every, pivots] = -entry[:, 0]
     return solution, certified
 
 
@@ -123,13 +142,13 @@ def _refine(cosines: Array, scaled: Array, point: Array, chosen: Mask, inverse: 
 
 def _residual(cosines: Array, scaled: Array, point: Array) -> Array:
     products = (scaled + point) @ cosines
-    return np.asarray(np.maximum(-products.min(1), (point * np.abs(products)).max(1)))
+    return np.asarray(np.maximum(-products.min(-1), (point * np.abs(products)).max(-1)))
 
 
 def _alone(cosines: Array, scaled: Array) -> Array:
     """One problem, as nonnegative least squares on a square root of the Gramian: slower, without its condition squared."""
-    values, vectors = np.linalg.eigh(cosines)
-    root = np.sqrt(values.clip(0))[:, None] * vectors.T
+    values, vectors = torch.linalg.eigh(torch.from_numpy(cosines))
+    root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).numpy()
     goal = -(root @ scaled)
     point, chosen, barred = np.zeros(len(scaled)), np.zeros(len(scaled), bool), np.zeros(len(scaled), bool)
     for _ in range(10 * len(scaled)):
@@ -156,5 +175,6 @@ def _alone(cosines: Array, scaled: Array) -> Array:
 
 def _least_squares(root: Array, goal: Array, chosen: Mask) -> Array:
     solution = np.zeros(len(chosen))
-    solution[chosen] = np.linalg.lstsq(root[:, chosen], goal, rcond=None)[0]
+    columns, aim = torch.from_numpy(root[:, chosen]), torch.from_numpy(goal)[:, None]
+    solution[chosen] = torch.linalg.lstsq(columns, aim, driver="gelsd").solution[:, 0].numpy()
     return solution

@@ -1,6 +1,7 @@
 """The combination of unit gradients that has the same product with each of them."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 NULL = 1e-10
@@ -18,7 +19,7 @@ def equal_products(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
     Returns:
         [P], 0 for zero gradients, and altogether where no common direction is left, as for exactly opposite gradients.
     """
-    values, vectors = np.linalg.eigh(cosines)
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(cosines)))
     kept = values > NULL * max(values[-1], 0.0)
     values, vectors = values[kept], vectors[:, kept]
     sums = vectors.sum(0)
