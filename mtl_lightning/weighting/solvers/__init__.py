@@ -1,0 +1,1 @@
+"""Small convex problems behind the methods: float64 on the CPU."""
