@@ -1,21 +1,33 @@
 """How much each task counts: one method a file."""
 
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
+from mtl_lightning.weighting.cov import CoV
 from mtl_lightning.weighting.dwa import DWA
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
+from mtl_lightning.weighting.gls import GLS
+from mtl_lightning.weighting.go4align import GO4Align
+from mtl_lightning.weighting.imtl_l import IMTLL
 from mtl_lightning.weighting.rlw import RLW
+from mtl_lightning.weighting.scale_invariant import ScaleInvariant
+from mtl_lightning.weighting.stch import STCH
 from mtl_lightning.weighting.uw import UW
 
 __all__ = [
     "DWA",
+    "GLS",
+    "IMTLL",
     "RLW",
+    "STCH",
     "UW",
+    "CoV",
     "DataSize",
     "Equal",
     "Fixed",
+    "GO4Align",
     "GradientWeighting",
     "LossWeighting",
     "Probe",
+    "ScaleInvariant",
     "TaskInfo",
     "Weighting",
 ]
