@@ -3,6 +3,7 @@
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
 from mtl_lightning.weighting.cov import CoV
 from mtl_lightning.weighting.dwa import DWA
+from mtl_lightning.weighting.famo import FAMO
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
 from mtl_lightning.weighting.gls import GLS
 from mtl_lightning.weighting.go4align import GO4Align
@@ -14,6 +15,7 @@ from mtl_lightning.weighting.uw import UW
 
 __all__ = [
     "DWA",
+    "FAMO",
     "GLS",
     "IMTLL",
     "RLW",
