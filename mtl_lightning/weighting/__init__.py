@@ -1,5 +1,6 @@
 """How much each task counts: one method a file."""
 
+from mtl_lightning.weighting.auto_lambda import AutoLambda
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
 from mtl_lightning.weighting.cov import CoV
 from mtl_lightning.weighting.dwa import DWA
@@ -21,6 +22,7 @@ __all__ = [
     "RLW",
     "STCH",
     "UW",
+    "AutoLambda",
     "CoV",
     "DataSize",
     "Equal",
