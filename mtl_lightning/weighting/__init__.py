@@ -2,6 +2,7 @@
 
 from mtl_lightning.weighting.auto_lambda import AutoLambda
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
+from mtl_lightning.weighting.combined import Combined
 from mtl_lightning.weighting.cov import CoV
 from mtl_lightning.weighting.dwa import DWA
 from mtl_lightning.weighting.famo import FAMO
@@ -24,6 +25,7 @@ __all__ = [
     "UW",
     "AutoLambda",
     "CoV",
+    "Combined",
     "DataSize",
     "Equal",
     "Fixed",
