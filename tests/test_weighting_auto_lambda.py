@@ -108,25 +108,36 @@ def test_lambda_moves_by_the_hypergradient(primary: list[str] | None, hidden: in
     assert not torch.equal(reference, torch.full((3,), 0.1, dtype=torch.float64))
 
 
-def test_two_quadratics_by_hand() -> None:
-    # L_t = |theta - a_t|^2 / 2 on batch 0, |theta - b|^2 / 2 on batch 1: d/d lambda_t = -lr (theta - a_t) . (theta' - b).
+def quadratics(aim: list[float]) -> tuple[nn.Module, Loss, Tensor, Tensor]:
+    """L_t = |theta - a_t|^2 / 2 on batch 0, |theta - aim|^2 / 2 on batch 1; theta - a_t [3, 2], and theta - aim."""
     model = nn.Linear(2, 1, bias=False).double()
-    theta = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
-    model.weight.data = theta.clone()
+    model.weight.data = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     ends = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
-    aim = torch.tensor([2.0, 2.0], dtype=torch.float64)
+    end = torch.tensor(aim, dtype=torch.float64)
 
     def loss(parameters: dict[str, Tensor], batch: int) -> Tensor:
-        targets = ends if batch == 0 else aim.expand(3, 2)
-        return ((parameters["weight"] - targets) ** 2).sum(1) / 2
+        return ((parameters["weight"] - (end if batch else ends)) ** 2).sum(1).expand(3) / 2
 
+    return model, loss, model.weight.detach().clone() - ends, model.weight.detach()[0] - end
+
+
+def test_quadratics_by_hand() -> None:
+    model, loss, away, far = quadratics([2.0, 2.0])
     method = ready(AutoLambda(lr=0.01, init=0.2))
-    moved = theta - 0.1 * method.weights[0] * (theta - ends).sum(0)
-    slope = -0.1 * ((theta - ends) * (3 * (moved - aim))).sum(1)
+    # d/d lambda_t = -lr (theta - a_t) . 3 (theta' - aim).
+    slope = -0.1 * away @ (3 * (far - 0.1 * method.weights[0] * away.sum(0)))
     seen: list[Tensor] = []
     method.optimizer.step = lambda value, gradient, positions: seen.append(gradient)  # type: ignore[assignment,method-assign]
     method.explore(Tried(model, loss))
     assert seen[0].tolist() == pytest.approx(slope.tolist(), rel=1e-9)
+
+
+def test_lambda_does_not_become_negative() -> None:
+    # The first task leads away from the aim.
+    model, loss, *_ = quadratics([-2.0, -6.0])
+    method = ready(AutoLambda(lr=1.0))
+    method.explore(Tried(model, loss))
+    assert float(method.weights[0]) == 0 and float(method.weights.max()) > 1
 
 
 def test_the_order_of_trials_and_the_cost() -> None:
@@ -186,14 +197,6 @@ def test_losses_that_are_not_finite_leave_lambda_alone() -> None:
     method = ready(AutoLambda(lr=0.01))
     method.explore(Tried(model, lambda parameters, batch: loss(parameters, batch) * (math.nan if batch else 1.0)))
     assert method.optimizer.steps.tolist() == [0, 0, 0]
-
-
-def test_lambda_does_not_become_negative() -> None:
-    model, loss = network(0)
-    method = ready(AutoLambda(lr=1.0))
-    for _ in range(3):
-        method.explore(Tried(model, loss))
-    assert float(method.weights.min()) >= 0
 
 
 def test_weights_and_a_resumed_run() -> None:

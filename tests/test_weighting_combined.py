@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from mtl_lightning.errors import ConfigError
-from mtl_lightning.weighting import FAMO, UW, AutoLambda, Combined, GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
+from mtl_lightning.weighting import FAMO, UW, Combined, GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
 
 TASKS = [TaskInfo("a"), TaskInfo("b"), TaskInfo("c")]
 
@@ -81,14 +81,21 @@ def test_only_those_who_asked_see_the_losses_after_the_step() -> None:
 
 
 def test_only_those_with_further_batches_explore() -> None:
-    class Silent:
-        pass
+    class Exploring(UW):
+        extra_batches = 1
+        probe: object = None
 
-    method = Combined(UW(), Mean(batches=2))
-    method.explore(Silent())  # type: ignore[arg-type]
-    assert method.extra_batches == 2
-    assert isinstance(method.gradients, Mean) and method.gradients.called == ["explore"]
-    assert Combined(AutoLambda(), Mean()).extra_batches == 1
+        def explore(self, probe: Probe) -> None:
+            self.probe = probe
+
+    probe, losses, gradients = object(), Exploring(), Mean()
+    method = Combined(losses, gradients)
+    method.explore(probe)  # type: ignore[arg-type]
+    assert method.extra_batches == 1 and losses.probe is probe and gradients.called == []
+    gradients = Mean(batches=2)
+    method = Combined(losses, gradients)
+    method.explore(probe)  # type: ignore[arg-type]
+    assert method.extra_batches == 2 and gradients.called == ["explore"]
     assert Combined(UW(), Mean()).extra_batches == 0
 
 

@@ -105,6 +105,7 @@ def test_cov_refuses_negative_losses_and_bears_zeros() -> None:
     for _ in range(5):
         weights = method(torch.zeros(3), ALL)
     assert weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert method.mean_ratio.tolist() == pytest.approx([1.0] * 3)
 
 
 @pytest.mark.parametrize(
@@ -173,21 +174,28 @@ def test_cov_by_hand(decay: float | None) -> None:
     method = ready(CoV(decay=decay))
     generator = torch.Generator().manual_seed(0)
     series = torch.rand(12, 3, generator=generator, dtype=torch.float64) + torch.tensor([0.1, 1.0, 3.0])
+
+    def mean(values: list[float]) -> float:
+        if decay is None:
+            return sum(values) / len(values)
+        return sum((1 if i == 0 else 1 - decay) * decay ** (len(values) - 1 - i) * value for i, value in enumerate(values))
+
     past: list[list[float]] = [[], [], []]
     ratios: list[list[float]] = [[], [], []]
     for step, losses in enumerate(series):
-        weights = method(losses, ALL).tolist()
-        if step < 2:
-            assert weights == pytest.approx([1 / 3] * 3)
-        elif decay is None:
+        expected = [1 / 3] * 3
+        if step >= 2:
             variation = []
             for values in ratios:
-                mean = sum(values) / len(values)
-                variation.append(math.sqrt(sum((value - mean) ** 2 for value in values) / len(values)) / mean)
-            assert weights == pytest.approx([value / sum(variation) for value in variation])
-        assert sum(weights) == pytest.approx(1)
+                squares = sum((r - (mean(values[:i]) if i else 0)) * (r - mean(values[: i + 1])) for i, r in enumerate(values))
+                variation.append(math.sqrt(squares / step) / mean(values))
+            expected = [value / sum(variation) for value in variation]
+            if decay is None:
+                deviations = [torch.tensor(values).std(correction=0) for values in ratios]
+                assert variation == pytest.approx([float(d) / mean(v) for d, v in zip(deviations, ratios, strict=True)], rel=1e-4)
+        assert method(losses, ALL).tolist() == pytest.approx(expected)
         for task, loss in enumerate(losses.tolist()):
-            ratios[task].append(loss / (sum(past[task]) / len(past[task])) if past[task] else 1.0)
+            ratios[task].append(loss / mean(past[task]) if past[task] else 1.0)
             past[task].append(loss)
 
 
@@ -199,6 +207,11 @@ def test_cov_gives_a_new_task_its_even_share() -> None:
     weights = method(LOSSES, ALL)
     assert float(weights[2]) == pytest.approx(1 / 3)
     assert weights[:2].tolist() == pytest.approx((alone * 2 / 3).tolist())
+    # One step is no variation either.
+    method.train()
+    method(LOSSES, ALL)
+    assert float(method(LOSSES, ALL)[2]) == pytest.approx(1 / 3)
+    assert float(method(LOSSES, ALL)[2]) != pytest.approx(1 / 3)
 
 
 def test_stch_takes_z_from_the_last_epoch_of_the_warm_up() -> None:
