@@ -9,6 +9,7 @@ from mtl_lightning.weighting.famo import FAMO
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
 from mtl_lightning.weighting.gls import GLS
 from mtl_lightning.weighting.go4align import GO4Align
+from mtl_lightning.weighting.imtl import IMTL
 from mtl_lightning.weighting.imtl_l import IMTLL
 from mtl_lightning.weighting.rlw import RLW
 from mtl_lightning.weighting.scale_invariant import ScaleInvariant
@@ -19,6 +20,7 @@ __all__ = [
     "DWA",
     "FAMO",
     "GLS",
+    "IMTL",
     "IMTLL",
     "RLW",
     "STCH",
