@@ -1,35 +1,55 @@
 """How much each task counts: one method a file."""
 
 from mtl_lightning.weighting.aligned import AlignedMTL
+from mtl_lightning.weighting.auto_lambda import AutoLambda
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
+from mtl_lightning.weighting.combined import Combined
 from mtl_lightning.weighting.conflict_free import ConFIG
+from mtl_lightning.weighting.cov import CoV
 from mtl_lightning.weighting.dualproj import DualProj
 from mtl_lightning.weighting.dwa import DWA
+from mtl_lightning.weighting.famo import FAMO
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
+from mtl_lightning.weighting.gls import GLS
+from mtl_lightning.weighting.go4align import GO4Align
 from mtl_lightning.weighting.gradvac import GradVac
+from mtl_lightning.weighting.imtl import IMTL
 from mtl_lightning.weighting.imtl_g import IMTLG
+from mtl_lightning.weighting.imtl_l import IMTLL
 from mtl_lightning.weighting.pcgrad import PCGrad
 from mtl_lightning.weighting.rlw import RLW
+from mtl_lightning.weighting.scale_invariant import ScaleInvariant
+from mtl_lightning.weighting.stch import STCH
 from mtl_lightning.weighting.torchjd import TorchJD
 from mtl_lightning.weighting.upgrad import UPGrad
 from mtl_lightning.weighting.uw import UW
 
 __all__ = [
     "DWA",
+    "FAMO",
+    "GLS",
+    "IMTL",
     "IMTLG",
+    "IMTLL",
     "RLW",
+    "STCH",
     "UW",
     "AlignedMTL",
+    "AutoLambda",
+    "CoV",
+    "Combined",
     "ConFIG",
     "DataSize",
     "DualProj",
     "Equal",
     "Fixed",
+    "GO4Align",
     "GradVac",
     "GradientWeighting",
     "LossWeighting",
     "PCGrad",
     "Probe",
+    "ScaleInvariant",
     "TaskInfo",
     "TorchJD",
     "UPGrad",
