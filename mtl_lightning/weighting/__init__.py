@@ -6,6 +6,7 @@ from mtl_lightning.weighting.dwa import DWA
 from mtl_lightning.weighting.excess import ExcessMTL
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
 from mtl_lightning.weighting.graddrop import GradDrop
+from mtl_lightning.weighting.gradnorm import GradNorm
 from mtl_lightning.weighting.moco import MoCo
 from mtl_lightning.weighting.rlw import RLW
 from mtl_lightning.weighting.uw import UW
@@ -20,6 +21,7 @@ __all__ = [
     "ExcessMTL",
     "Fixed",
     "GradDrop",
+    "GradNorm",
     "GradientWeighting",
     "LossWeighting",
     "MoCo",
