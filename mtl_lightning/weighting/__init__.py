@@ -8,7 +8,9 @@ from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
 from mtl_lightning.weighting.graddrop import GradDrop
 from mtl_lightning.weighting.gradnorm import GradNorm
 from mtl_lightning.weighting.moco import MoCo
+from mtl_lightning.weighting.modo import MoDo
 from mtl_lightning.weighting.rlw import RLW
+from mtl_lightning.weighting.sdmgrad import SDMGrad
 from mtl_lightning.weighting.uw import UW
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "GradientWeighting",
     "LossWeighting",
     "MoCo",
+    "MoDo",
     "Probe",
+    "SDMGrad",
     "TaskInfo",
     "Weighting",
 ]
