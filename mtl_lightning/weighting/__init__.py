@@ -9,6 +9,7 @@ from mtl_lightning.weighting.graddrop import GradDrop
 from mtl_lightning.weighting.gradnorm import GradNorm
 from mtl_lightning.weighting.moco import MoCo
 from mtl_lightning.weighting.modo import MoDo
+from mtl_lightning.weighting.ntkmtl import NTKMTL, NTKMTLSR
 from mtl_lightning.weighting.rlw import RLW
 from mtl_lightning.weighting.sdmgrad import SDMGrad
 from mtl_lightning.weighting.uw import UW
@@ -16,6 +17,8 @@ from mtl_lightning.weighting.uw import UW
 __all__ = [
     "DBMTL",
     "DWA",
+    "NTKMTL",
+    "NTKMTLSR",
     "RLW",
     "UW",
     "DataSize",
