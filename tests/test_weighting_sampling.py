@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.weighting import LossWeighting, MoDo, SDMGrad, TaskInfo
-from mtl_lightning.weighting.solvers import simplex
+from mtl_lightning.weighting.solvers import shares
 
 LOSSES = torch.tensor([1.0, 4.0, 0.5])
 ALL = torch.arange(3)
@@ -48,23 +48,23 @@ def test_projection_satisfies_its_optimality_conditions() -> None:
     for size in (1, 2, 3, 11, 40):
         for scale in (1e-9, 1.0, 1e9):
             point = scale * torch.randn(size, generator=generator, dtype=torch.float64)
-            found = simplex.project(point)
+            found = shares.project(point)
             assert float(found.sum()) == pytest.approx(1, abs=1e-14) and (found >= 0).all()
             # point - found is one constant where found > 0, and nowhere more than that
             gap = point - found
             level = gap[found > 0]
             assert float(level.max() - level.min()) <= 1e-14 * max(1, scale)
             assert (gap <= level.max() + 1e-14 * max(1, scale)).all()
-            torch.testing.assert_close(simplex.project(found), found, rtol=0, atol=1e-14)
+            torch.testing.assert_close(shares.project(found), found, rtol=0, atol=1e-14)
 
 
 def test_shares_of_some_tasks() -> None:
     weights = torch.tensor([0.5, 0.3, 0.2, 0.0])
     some = torch.tensor([1, 2])
-    torch.testing.assert_close(simplex.share(weights, some), torch.tensor([0.6, 0.4], dtype=torch.float64))
-    simplex.reassign(weights, some, torch.tensor([0.1, 0.9], dtype=torch.float64))
+    torch.testing.assert_close(shares.share(weights, some), torch.tensor([0.6, 0.4], dtype=torch.float64))
+    shares.reassign(weights, some, torch.tensor([0.1, 0.9], dtype=torch.float64))
     torch.testing.assert_close(weights, torch.tensor([0.5, 0.05, 0.45, 0.0]))
-    assert simplex.share(weights, torch.tensor([3])).tolist() == [1.0]
+    assert shares.share(weights, torch.tensor([3])).tolist() == [1.0]
 
 
 def test_modo_by_hand() -> None:
@@ -73,7 +73,7 @@ def test_modo_by_hand() -> None:
     for seed in range(6):
         first, second = draw(seed)[0], draw(seed + 100)[0]
         method.explore(Batches(draw(seed), draw(seed + 100)))
-        weights = simplex.project(weights - 0.2 * (first @ (second.T @ weights) + 0.3 * weights))
+        weights = shares.project(weights - 0.2 * (first @ (second.T @ weights) + 0.3 * weights))
         torch.testing.assert_close(method(LOSSES.double(), ALL), weights)
 
 
@@ -97,7 +97,7 @@ def test_sdmgrad_by_torchs_sgd() -> None:
         for _ in range(7):
             weights.grad = gramian @ weights.detach() + 0.4 * gramian.mean(1)
             optimizer.step()
-            weights.data = simplex.project(weights.data)
+            weights.data = shares.project(weights.data)
         torch.testing.assert_close(method(LOSSES.double(), ALL), (weights.detach() + 0.4 / 3) / 1.4)
 
 

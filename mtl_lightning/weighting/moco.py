@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.weighting.base import GradientWeighting, TaskInfo
-from mtl_lightning.weighting.solvers import simplex
+from mtl_lightning.weighting.solvers import shares
 
 
 class MoCo(GradientWeighting):
@@ -92,10 +92,10 @@ class MoCo(GradientWeighting):
     def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """One step for the min-norm weights of the tracked gradients."""
         present = torch.arange(len(gramian)) if present is None else present
-        weights = simplex.share(self.shares, present)
+        weights = shares.share(self.shares, present)
         length = self.gamma / (int(self.step) + 1) ** self.gamma_power
-        weights = simplex.project(weights - length * (gramian @ weights + self.rho * weights))
+        weights = shares.project(weights - length * (gramian @ weights + self.rho * weights))
         if self.training:
-            simplex.reassign(self.shares, present, weights)
+            shares.reassign(self.shares, present, weights)
             self.step += 1
         return weights

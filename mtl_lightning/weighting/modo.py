@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.weighting.base import LossWeighting, Probe, TaskInfo
-from mtl_lightning.weighting.solvers import simplex
+from mtl_lightning.weighting.solvers import shares
 from mtl_lightning.weighting.solvers.sampling import cross_gramian
 
 
@@ -51,10 +51,10 @@ class MoDo(LossWeighting):
         """One step of the weights."""
         gramian, tasks = cross_gramian(probe)
         if len(tasks):
-            weights = simplex.share(self.shares, tasks)
-            weights = simplex.project(weights - self.gamma * (gramian @ weights + self.rho * weights))
-            simplex.reassign(self.shares, tasks, weights)
+            weights = shares.share(self.shares, tasks)
+            weights = shares.project(weights - self.gamma * (gramian @ weights + self.rho * weights))
+            shares.reassign(self.shares, tasks, weights)
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """What the present tasks have of w, sum 1."""
-        return simplex.share(self.shares, present.cpu()).to(losses)
+        return shares.share(self.shares, present.cpu()).to(losses)

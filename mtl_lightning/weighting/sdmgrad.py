@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.weighting.base import LossWeighting, Probe, TaskInfo
-from mtl_lightning.weighting.solvers import simplex
+from mtl_lightning.weighting.solvers import shares
 from mtl_lightning.weighting.solvers.sampling import cross_gramian
 
 MOMENTUM: Final = 0.5
@@ -64,14 +64,14 @@ class SDMGrad(LossWeighting):
         if norm == 0:
             return
         gramian = gramian / norm**2
-        weights = simplex.share(self.shares, tasks)
+        weights = shares.share(self.shares, tasks)
         momentum = torch.zeros_like(weights)
         for _ in range(self.steps):
             momentum = MOMENTUM * momentum + gramian @ (weights + self.direction / len(weights))
-            weights = simplex.project(weights - self.rate * momentum)
-        simplex.reassign(self.shares, tasks, weights)
+            weights = shares.project(weights - self.rate * momentum)
+        shares.reassign(self.shares, tasks, weights)
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """(w + direction / P) / (1 + direction)."""
-        weights = simplex.share(self.shares, present.cpu())
+        weights = shares.share(self.shares, present.cpu())
         return ((weights + self.direction / len(weights)) / (1 + self.direction)).to(losses)

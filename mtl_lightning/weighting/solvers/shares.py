@@ -1,4 +1,4 @@
-"""The unit simplex: nonnegative weights that sum to 1."""
+"""Shares: nonnegative weights that sum to 1, the points of the unit simplex."""
 
 import torch
 from torch import Tensor
