@@ -126,7 +126,7 @@ class MultiTaskModule(pl.LightningModule):
         return Surroundings(
             reduce=self._sum,
             world=1 if trainer is None else trainer.world_size,
-            main=trainer is None or trainer.is_global_zero,
+            rank=0 if trainer is None else trainer.global_rank,
             report=rank_zero_warn,
             frozen=lambda: [] if self._freezer is None else self._freezer.parameters,
             context=lambda: self.trainer.precision_plugin.train_step_context(),

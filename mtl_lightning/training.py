@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from mtl_lightning.errors import TrainingError
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
-from mtl_lightning.objective import Losses, Reduce, normalize, weigh
+from mtl_lightning.objective import Losses, Reduce, block_of_rows, in_blocks, normalize, weigh
 from mtl_lightning.penalties import Penalty, penalties_of
 from mtl_lightning.probe import BatchProbe, Revisit
 from mtl_lightning.tasks.base import MaskedLoss, Task
@@ -24,7 +25,7 @@ class Surroundings(NamedTuple):
     Attributes:
         reduce: sums a tensor over processes.
         world: their number.
-        main: whether this is the first of them.
+        rank: which of them this is.
         report: takes a sentence for the user.
         frozen: the parameters that do not learn at present.
         context: in which forward passes run (autocast).
@@ -34,7 +35,7 @@ class Surroundings(NamedTuple):
 
     reduce: Reduce
     world: int
-    main: bool
+    rank: int
     report: Callable[[str], None]
     frozen: Callable[[], Sequence[nn.Parameter]]
     context: Callable[[], AbstractContextManager[object]]
@@ -100,7 +101,7 @@ class Training:
         self.engine: GradientEngine | None = None
         if weighting.from_gradients is not None or weighting.extra_batches or options.watch_every:
             around = surroundings
-            self.engine = GradientEngine(weighting, model, options, around.reduce, around.world, around.main, around.report)
+            self.engine = GradientEngine(weighting, model, options, around.reduce, around.world, around.rank, around.report)
 
     @property
     def weighs_gradients(self) -> bool:
@@ -126,6 +127,14 @@ class Training:
         with self.around.context():
             return self.losses(self.model(batch.inputs, batch.padding), batch)
 
+    def _blocks(self, predictions: Mapping[str, Tensor], batch: Batch, blocks: int) -> list[dict[str, MaskedLoss]]:
+        place = block_of_rows(len(batch), blocks, self.around.world, self.around.rank).to(batch.sizes.device)
+        found = []
+        for block in range(blocks):
+            labelled = {name: rows & (place == block) for name, rows in batch.labelled.items()}
+            found.append(self.masked_losses(predictions, replace(batch, labelled=labelled)))
+        return found
+
     def prepare(self, batch: Batch) -> None:
         """What a method wants to see before a step."""
         if self.engine is not None and self.weighting.extra_batches:
@@ -144,9 +153,12 @@ class Training:
         engine = self.engine if self.weighs_gradients else None
         if engine is not None and engine.cuts:
             features = self.model.features(batch.inputs, batch.padding)
-            losses = self.losses(self.model.predict(engine.cut(features), batch.inputs), batch)
+            predictions = self.model.predict(engine.cut(features), batch.inputs)
         else:
-            losses = self.losses(self.model(batch.inputs, batch.padding), batch)
+            predictions = self.model(batch.inputs, batch.padding)
+        losses = self.losses(predictions, batch)
+        if engine is not None and not engine.cuts and engine.blocks > 1:
+            losses = in_blocks(losses, self._blocks(predictions, batch, engine.blocks))
         bad = losses.not_finite()
         if bad and (engine is None or len(bad) == len(losses.present)):
             raise NotFinite(bad)

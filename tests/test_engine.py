@@ -94,7 +94,7 @@ def training(
 ) -> Training:
     said = [] if said is None else said
     around = Surroundings(
-        lambda t: t, 1, True, said.append, list, nullcontext, lambda: 0.1, lambda number: batch_of(tasks, seed=5 + number)
+        lambda t: t, 1, 0, said.append, list, nullcontext, lambda: 0.1, lambda number: batch_of(tasks, seed=5 + number)
     )
     weighting.prepare([TaskInfo(name) for name in tasks])
     return Training(model, tasks, weighting, [], EngineOptions(**options), around)

@@ -49,7 +49,9 @@ class Balance(nn.Module):
         """The weights that hold: float64 [P] on the CPU."""
         return self.weights[list(present)].double().cpu()
 
-    def solve(self, method: GradientWeighting, gramian: Tensor, values: Tensor, present: Sequence[int]) -> Tensor:
+    def solve(
+        self, method: GradientWeighting, gramian: Tensor, values: Tensor, present: Sequence[int], blocks: Tensor | None = None
+    ) -> Tensor:
         """The method's weights, those of the main process on all.
 
         Args:
@@ -57,12 +59,15 @@ class Balance(nn.Module):
             gramian: [P, P], finite, over all processes and without any loss scale.
             values: float64 [P], the losses.
             present: positions of the tasks.
+            blocks: float64 [P, n, n], Gramians of the blocks of the batch, for a method that asks for them.
 
         Raises:
             TrainingError: weights that are no numbers.
         """
         gramian = self._same(gramian.double().cpu())
         self.meter.add(gramian, present)
+        if blocks is not None:
+            method.see_blocks(self._same(blocks))
         weights = method(gramian, values, torch.tensor(list(present))).detach().double()
         if not bool(weights.isfinite().all()):
             raise TrainingError(

@@ -10,6 +10,7 @@ from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.gradients.held import Gradients
 from mtl_lightning.gradients.rows import combine, gramian_of
+from mtl_lightning.objective import block_of_rows
 
 
 class Cut:
@@ -58,6 +59,24 @@ class Cut:
             if taken:
                 places = torch.tensor(list(taken), device=rows.device)
                 total[places[:, None], places] += gramian_of(rows)
+        return total
+
+    def block_norms(self, size: int, blocks: int, world: int, rank: int) -> Tensor:
+        """Squared norms of this process's gradients in each block of rows of the batch: float64 [size, blocks].
+
+        Args:
+            size: of the present tasks.
+            blocks: into how many the global batch is cut.
+            world: number of processes.
+            rank: this one.
+        """
+        total = torch.zeros(size, blocks, dtype=torch.float64, device=self.sources[0].device)
+        for source, taken, rows in zip(self.sources, self._taken, self._stacked(), strict=True):
+            if taken:
+                place = block_of_rows(len(source), blocks, world, rank).to(rows.device)
+                squares = rows.view(len(taken), len(source), -1).double().square().sum(2)
+                found = squares.new_zeros(len(taken), blocks).index_add_(1, place, squares)
+                total[list(taken)] += found
         return total
 
     def _stacked(self) -> list[Tensor]:

@@ -60,7 +60,7 @@ class GradientEngine(nn.Module):
         options: how.
         reduce: sums a tensor over processes.
         world: their number.
-        main: whether this is the process whose solution all take.
+        rank: which of them this is.
         report: takes a sentence for the user.
 
     Raises:
@@ -74,14 +74,14 @@ class GradientEngine(nn.Module):
         options: EngineOptions,
         reduce: Reduce,
         world: int,
-        main: bool,
+        rank: int,
         report: Callable[[str], None],
     ) -> None:
         super().__init__()
         self.options = options
-        self.balance = Balance(list(model.heads), reduce, world, main, report)
+        self.balance = Balance(list(model.heads), reduce, world, rank == 0, report)
         self._parts, self._model = [weighting], [model]
-        self._reduce, self._world = reduce, world
+        self._reduce, self._world, self._rank = reduce, world, rank
         self._frozen: frozenset[nn.Parameter] = frozenset()
         self._sharing = Sharing(model)
         self._rows = Rows()
@@ -102,6 +102,11 @@ class GradientEngine(nn.Module):
     def cuts(self) -> bool:
         """Whether heads must read what :meth:`cut` gives."""
         return self.method is not None and self.options.gradients == "features"
+
+    @property
+    def blocks(self) -> int:
+        """Into how many blocks of rows the batch is cut; 1 is not at all."""
+        return 1 if self.method is None else self.method.blocks
 
     def sharing(self, frozen: Collection[nn.Parameter]) -> Sharing:
         """The parameters that learn, sorted; anew where other ones are frozen."""
@@ -223,10 +228,12 @@ class GradientEngine(nn.Module):
         heads: list[Gradients] = []
         for row, name in enumerate(held.names):
             used, own = share.used_by(name, last=last), share.own[name]
-            found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
+            keep = last or self.blocks > 1 or row < len(held.names) - 1
+            found = held.gradient([row], used + own, scale, keep)
             flat(found, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})
             del found
+        kernels = self._block_gramians(held, over, scale) if self.blocks > 1 else None
         rows = self._mean(rows)
         gramian = gramian_of(rows)
         good = self.balance.finite(gramian, held.present, scaled)
@@ -240,7 +247,7 @@ class GradientEngine(nn.Module):
             gramian = gramian_of(rows)
         else:
             gramian = gramian.double() / scale.double() ** 2
-        weights = self.balance.solve(method, gramian, held.values, held.present)
+        weights = self.balance.solve(method, gramian, held.values, held.present, None if kernels is None else kernels[good])
         users = frozenset(held.names)
         if last:
             write(self._reduced(held.gradient(range(len(held.present)), share.used_by(*users), scale, False, weights)))
@@ -257,15 +264,14 @@ class GradientEngine(nn.Module):
     ) -> Tensor:
         """A backward pass of each head, the Gramian at the features, and one backward pass of the trunk."""
         heads: list[Gradients] = []
-        good = list(range(len(held.present)))
+        tasks = len(held.present)
+        good = list(range(tasks))
         for row, name in enumerate(held.names):
             found = held.gradient([row], [*cut.leaves[name], *share.own[name]], scale, False)
             cut.take(row, [found.pop(leaf) for leaf in cut.leaves[name]])
             heads.append(found)
         if self.balance.due(held.present, self.options.update_every):
-            gramian = cut.gramian(len(held.present))
-            if self._world > 1:
-                gramian = self._reduce(gramian) / self._world**2
+            gramian = self._total(cut.gramian(tasks)) / self._world**2
             good = self.balance.finite(gramian, held.present, scaled)
             if not good:
                 return self._give_up(share, held, scaled)
@@ -273,12 +279,27 @@ class GradientEngine(nn.Module):
                 held.only(good)
                 gramian, heads = gramian[good][:, good], [heads[row] for row in good]
             gramian = gramian.double() / scale.double() ** 2
-            weights = self.balance.solve(method, gramian, held.values, held.present)
+            kernels = None
+            if self.blocks > 1:
+                sizes = cut.block_norms(tasks, self.blocks, self._world, self._rank)
+                kernels = torch.diag_embed(self._total(sizes)[good] * (self.blocks / self._world / scale) ** 2).double().cpu()
+            weights = self.balance.solve(method, gramian, held.values, held.present, kernels)
         else:
             weights = self.balance.last(held.present)
         write(self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared)))
         self._write_heads(heads, weights, mode)
         return weights
+
+    def _block_gramians(self, held: Held, over: Sequence[nn.Parameter], scale: Tensor) -> Tensor:
+        """Each task's Gramian of the gradients of its blocks, times the number of blocks: float64 [P, n, n] on the CPU."""
+        found = []
+        for row, scalars in enumerate(held.blocks):
+            rows = over[0].new_empty(len(scalars), sum(p.numel() for p in over), dtype=self._sharing.dtype)
+            for block, scalar in enumerate(scalars):
+                factor = scale * (held.factors[row] * len(scalars))
+                flat(gradient_of([scalar], over, [factor], True), over, rows[block])
+            found.append(gramian_of(self._mean(rows)).double() / scale.double() ** 2)
+        return torch.stack(found).cpu()
 
     def _weighted(self, held: Held, share: Sharing, scale: Tensor, weights: Tensor, mode: str) -> Tensor:
         """One backward pass of the weighted sum; heads that learn unweighted have their weight divided out again."""
@@ -322,6 +343,9 @@ class GradientEngine(nn.Module):
         if scaled:
             write({share.shared[0]: torch.full_like(share.shared[0], torch.nan)})
         return torch.zeros(0)
+
+    def _total(self, tensor: Tensor) -> Tensor:
+        return self._reduce(tensor) if self._world > 1 else tensor
 
     def _mean(self, tensor: Tensor) -> Tensor:
         return self._reduce(tensor).div_(self._world) if self._world > 1 else tensor

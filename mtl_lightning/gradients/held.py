@@ -35,6 +35,7 @@ class Held:
         self.factors = [1.0] * len(self.present) if factors is None else list(factors)
         self.names = [names[position] for position in self.present]
         self.scalars = [losses.scalars[name] for name in self.names]
+        self.blocks = [losses.blocks.get(name, []) for name in self.names]
         self.values = losses.values.double().cpu()[self.present] * torch.tensor(self.factors, dtype=torch.float64)
         self.raw = losses.values.new_tensor(float(self.values.sum())).requires_grad_()
 
@@ -43,6 +44,7 @@ class Held:
         self.present = [self.present[row] for row in rows]
         self.names = [self.names[row] for row in rows]
         self.scalars = [self.scalars[row] for row in rows]
+        self.blocks = [self.blocks[row] for row in rows]
         self.factors = [self.factors[row] for row in rows]
         self.values = self.values[list(rows)]
 
