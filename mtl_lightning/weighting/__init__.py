@@ -3,6 +3,7 @@
 from mtl_lightning.weighting.aligned import AlignedMTL
 from mtl_lightning.weighting.auto_lambda import AutoLambda
 from mtl_lightning.weighting.base import GradientWeighting, LossWeighting, Probe, TaskInfo, Weighting
+from mtl_lightning.weighting.cagrad import CAGrad
 from mtl_lightning.weighting.combined import Combined
 from mtl_lightning.weighting.conflict_free import ConFIG
 from mtl_lightning.weighting.cov import CoV
@@ -10,6 +11,7 @@ from mtl_lightning.weighting.db_mtl import DBMTL
 from mtl_lightning.weighting.dualproj import DualProj
 from mtl_lightning.weighting.dwa import DWA
 from mtl_lightning.weighting.excess import ExcessMTL
+from mtl_lightning.weighting.fairgrad import FairGrad
 from mtl_lightning.weighting.famo import FAMO
 from mtl_lightning.weighting.fixed import DataSize, Equal, Fixed
 from mtl_lightning.weighting.gls import GLS
@@ -20,8 +22,10 @@ from mtl_lightning.weighting.gradvac import GradVac
 from mtl_lightning.weighting.imtl import IMTL
 from mtl_lightning.weighting.imtl_g import IMTLG
 from mtl_lightning.weighting.imtl_l import IMTLL
+from mtl_lightning.weighting.mgda import MGDA
 from mtl_lightning.weighting.moco import MoCo
 from mtl_lightning.weighting.modo import MoDo
+from mtl_lightning.weighting.nash import NashMTL
 from mtl_lightning.weighting.ntkmtl import NTKMTL, NTKMTLSR
 from mtl_lightning.weighting.pcgrad import PCGrad
 from mtl_lightning.weighting.rlw import RLW
@@ -40,6 +44,7 @@ __all__ = [
     "IMTL",
     "IMTLG",
     "IMTLL",
+    "MGDA",
     "NTKMTL",
     "NTKMTLSR",
     "RLW",
@@ -47,6 +52,7 @@ __all__ = [
     "UW",
     "AlignedMTL",
     "AutoLambda",
+    "CAGrad",
     "CoV",
     "Combined",
     "ConFIG",
@@ -54,6 +60,7 @@ __all__ = [
     "DualProj",
     "Equal",
     "ExcessMTL",
+    "FairGrad",
     "Fixed",
     "GO4Align",
     "GradDrop",
@@ -63,6 +70,7 @@ __all__ = [
     "LossWeighting",
     "MoCo",
     "MoDo",
+    "NashMTL",
     "PCGrad",
     "Probe",
     "SDMGrad",
