@@ -322,8 +322,9 @@ class GradientEngine(nn.Module):
     def _write_heads(self, heads: Sequence[Gradients], weights: Tensor, mode: str) -> None:
         found: Gradients = {}
         for gradients, weight in zip(heads, weights.tolist(), strict=True):
-            factor = weight if mode == "weighted" else 1.0
-            found |= {key: None if value is None else value * factor for key, value in gradients.items()}
+            if mode == "weighted":
+                gradients = {key: None if value is None else value * weight for key, value in gradients.items()}
+            found |= gradients
         write(self._reduced(found))
 
     def _learn(self, held: Held, share: Sharing, scale: Tensor) -> None:

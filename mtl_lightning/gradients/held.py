@@ -77,12 +77,15 @@ def gradient_of(outputs: Sequence[Tensor], parameters: Sequence[Tensor], factors
 
 def write(gradients: Mapping[Tensor, Tensor | None]) -> None:
     """Add to ``.grad``, in the memory layout of the parameter."""
+    taken = set()
     for parameter, gradient in gradients.items():
         if gradient is None:
             continue
         if parameter.grad is not None:
             parameter.grad.add_(gradient)
-        elif gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype:
+        elif gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype and gradient.data_ptr() not in taken:
+            # Two summands get one and the same tensor from autograd; clipping in place would scale it twice.
+            taken.add(gradient.data_ptr())
             parameter.grad = gradient
         else:
             parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
