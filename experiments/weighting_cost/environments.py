@@ -104,6 +104,7 @@ class Remote:
     """
 
     cycle = 1
+    cpu_time = False
 
     def __init__(
         self, worker: Worker, name: str, shape: Shape, method: str, device: str, autocast: bool, setting: dict[str, Any]
@@ -114,7 +115,7 @@ class Remote:
         self.first: list[float] = made["losses"]
 
     def run(self, steps: int) -> dict[str, float]:
-        return {"": self.worker.ask(do="run", name=self.name, steps=steps)["seconds"]}
+        return {"": self.worker.ask(do="run", name=self.name, steps=steps, cpu_time=self.cpu_time)["seconds"]}
 
     def drop(self) -> None:
         self.worker.ask(do="drop", name=self.name)

@@ -1,5 +1,6 @@
 """The network, its batch and its losses in plain torch: the same for this framework and for the peers it is timed beside."""
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,8 @@ class Shape:
 
     Attributes:
         tasks: their number.
-        head: ``light`` is one linear layer on the pooled map; ``conv`` and ``deep`` have one and two hidden convolutions before
-            it; ``heavy`` predicts every pixel.
+        head: ``light`` is one linear layer on the pooled map; ``conv`` and ``deep`` have one and two hidden convolutions, as
+            wide as the map, before it; ``heavy`` predicts every pixel.
         trunk: ``cnn`` is five convolutions, ``wide`` three of the given width on small maps, for many parameters.
         width: of the hidden layers of heavy heads, or of the wide trunk.
         rows: of the batch.
@@ -55,10 +56,8 @@ def head(shape: Shape) -> nn.Sequential:
         layers = [*block(channels, width), up, *block(width, width), up, *block(width, width), up]
         return nn.Sequential(*layers, nn.Conv2d(width, CLASSES, 1))
     hidden = {"light": 0, "conv": 1, "deep": 2}[shape.head]
-    layers = []
-    for number in range(hidden):
-        layers += block(channels if number == 0 else 128, 128)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128 if hidden else channels, CLASSES))
+    layers = [layer for _ in range(hidden) for layer in block(channels, channels)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
 
 
 def network(shape: Shape) -> tuple[nn.Sequential, list[nn.Sequential]]:
@@ -80,6 +79,8 @@ def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
-def wait(device: torch.device) -> None:
+def now(device: torch.device, cpu_time: bool = False) -> float:
+    """Seconds, when all that was asked of the device is done; or those that the process was computing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.process_time() if cpu_time else time.perf_counter()

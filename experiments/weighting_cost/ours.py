@@ -1,12 +1,11 @@
 """Steps of this framework, taken by its `Training` in a bare loop, and bare passes of the trunk, their bound from below."""
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
 import torch
-from network import CLASSES, STRIDE, Shape, data, network, optimizer, wait
+from network import CLASSES, STRIDE, Shape, data, network, now, optimizer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,7 +70,12 @@ class Ours:
         autocast: forward passes in bfloat16.
         cycle: steps that belong together; timed runs are multiples of it.
         options: of the engine.
+
+    Attributes:
+        cpu_time: count the seconds that the process was computing.
     """
+
+    cpu_time = False
 
     def __init__(
         self,
@@ -109,12 +113,10 @@ class Ours:
 
     def run(self, steps: int) -> dict[str, float]:
         """Seconds a step."""
-        wait(self.device)
-        start = time.perf_counter()
+        start = now(self.device, self.cpu_time)
         for _ in range(steps):
             self.step()
-        wait(self.device)
-        return {"": (time.perf_counter() - start) / steps}
+        return {"": (now(self.device, self.cpu_time) - start) / steps}
 
     def flops(self) -> tuple[float, float]:
         """Of a forward pass of the trunk and of all heads, in units of 1e9."""
@@ -130,6 +132,7 @@ class Bare:
     """The trunk alone: seconds of a forward pass, F, and of a backward pass to its parameters, B."""
 
     cycle = 1
+    cpu_time = False
 
     def __init__(self, shape: Shape, device: torch.device, autocast: bool = False) -> None:
         self.device, self._autocast = device, autocast
@@ -140,17 +143,14 @@ class Bare:
     def run(self, steps: int) -> dict[str, float]:
         spent = {"F": 0.0, "B": 0.0}
         for _ in range(steps):
-            wait(self.device)
-            start = time.perf_counter()
+            start = now(self.device, self.cpu_time)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
                 features = self.model.features(self.batch.inputs)["t0"][-1].tensor
-            wait(self.device)
-            middle = time.perf_counter()
+            middle = now(self.device, self.cpu_time)
+            spent["F"] += middle - start
             if self._slope is None:
                 self._slope = torch.randn_like(features)
-                middle = time.perf_counter()
+            start = now(self.device, self.cpu_time)
             torch.autograd.grad(features, self.parameters, self._slope)
-            wait(self.device)
-            spent["F"] += middle - start
-            spent["B"] += time.perf_counter() - middle
+            spent["B"] += now(self.device, self.cpu_time) - start
         return {name: seconds / steps for name, seconds in spent.items()}

@@ -13,24 +13,27 @@ class Variant(Protocol):
     """Something to be timed."""
 
     cycle: int
+    cpu_time: bool
 
     def run(self, steps: int) -> dict[str, float]:
         """Take steps; seconds of one, "" for the whole, or by the names of its parts."""
 
 
-def interleave(variants: Mapping[str, Variant], repeats: int, seconds: float) -> dict[str, list[float]]:
+def interleave(variants: Mapping[str, Variant], repeats: int, seconds: float, cpu_time: bool) -> dict[str, list[float]]:
     """Each repeat runs every variant once, in an order that moves on from repeat to repeat.
 
     Args:
         variants: by name; parts of a variant are named ``<variant>/<part>``.
         repeats: how often.
         seconds: what a run should last at least.
+        cpu_time: count the seconds in which processes were computing.
 
     Returns:
         Seconds of a step by name, one for each repeat.
     """
     steps, times = {}, {}
     for name, variant in variants.items():
+        variant.cpu_time = cpu_time
         variant.run(2 * variant.cycle)  # warms up
         each = sum(variant.run(variant.cycle).values())
         steps[name] = variant.cycle * max(1, round(seconds / (each * variant.cycle)))

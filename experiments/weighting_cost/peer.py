@@ -1,13 +1,12 @@
 """Steps of LibMTL and TorchJD, in their own environment: a line of JSON in, a line of JSON out.
 
 Requests: {"do": "make", "name", "library", "method", "shape", "device", "autocast", "setting"} builds a network and takes a step,
-{"do": "run", "name", "steps"} times some, {"do": "drop", "name"} forgets it.
+{"do": "run", "name", "steps", "cpu_time"} times some, {"do": "drop", "name"} forgets it.
 """
 
 import json
 import os
 import sys
-import time
 import traceback
 import types
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from network import Shape, data, network, optimizer, wait
+from network import Shape, data, network, now, optimizer
 from torch import Tensor, nn
 
 
@@ -107,13 +106,11 @@ class Peer:
         with torch.no_grad():
             return [float(loss) for loss in self.losses(self.trunk(self.images))]
 
-    def run(self, steps: int) -> float:
-        wait(self.device)
-        start = time.perf_counter()
+    def run(self, steps: int, cpu_time: bool) -> float:
+        start = now(self.device, cpu_time)
         for _ in range(steps):
             self.step()
-        wait(self.device)
-        return (time.perf_counter() - start) / steps
+        return (now(self.device, cpu_time) - start) / steps
 
 
 def main() -> None:
@@ -129,12 +126,12 @@ def main() -> None:
             if request["do"] == "make":
                 peer = Peer(request)
                 answer["losses"] = peer.first()
-                answer["seconds"] = peer.run(1)
+                peer.step()
                 peers[request["name"]] = peer
             elif request["do"] == "drop":
                 peers.pop(request["name"], None)
             else:
-                answer["seconds"] = peers[request["name"]].run(request["steps"])
+                answer["seconds"] = peers[request["name"]].run(request["steps"], request["cpu_time"])
         except Exception as error:  # whatever a library raises is its answer
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
