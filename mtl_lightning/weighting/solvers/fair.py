@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl_lightning.weighting.solvers.scaling import Array, Scaled, scaled
-from mtl_lightning.weighting.solvers.simplex import min_norm
+from mtl_lightning.weighting.solvers.simplex import Hull, min_norm
 
 TOLERANCE = 1e-12
 NULL = 1e-12
 ROUGH = 1e-4
 STEPS = 200
 SETTLED = 1e-20
+SUSPECT = 1e-6
+RIDGE = 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ def fair(gramian: Array, alpha: float, max_norm: float | None = None) -> Fair:
     return Fair(problem.spread(problem.scale * x), residual, False)
 
 
+def vanishes(problem: Scaled) -> bool:
+    """Whether a convex combination of the gradients, all brought to one norm, is 0."""
+    unit = Scaled(problem.matrix, np.ones(len(problem.kept)), problem.kept, problem.size)
+    x, _ = Hull(unit).solve()
+    return bool(x @ problem.matrix @ x <= NULL * (x @ x))
+
+
 def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
     """The solution in the scaled variables x = w / scale and its residual; None where none exists.
 
@@ -64,7 +73,8 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
     form; then for large alpha a leap of the weights that have to shrink by far to where they fulfil their equations, if that
     lowers f; else a Newton step, halved while it passes the minimum along its line. Rounding limits the residual to about
     1e-16 max(x)^2; near that, the products are taken in extended precision where the machine has it. f has no minimum if a
-    convex combination of the gradients vanishes; then x grows without bound, and at x^T A x <= 1e-12 x^T x the search ends.
+    convex combination of the gradients vanishes; then x grows without bound. Once x^T A x <= 1e-6 x^T x that is looked into,
+    and at 1e-12 it is taken for granted.
     """
     matrix = problem.matrix
     power = 1 - 1 / alpha
@@ -72,6 +82,7 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
     x = constant ** (1 / (1 + 1 / alpha))
     best, least, stalled, settled = x, np.inf, 0, 0
     exact: NDArray[np.longdouble] | None = None
+    unsure = True
 
     def objective(x: Array) -> float:
         gain = np.log(x) if power == 0 else x**power / power
@@ -80,8 +91,9 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
     for _ in range(STEPS):
         image = matrix @ x
         energy = x @ image
-        if energy <= NULL * (x @ x):
+        if energy <= NULL * (x @ x) or (unsure and energy <= SUSPECT * (x @ x) and vanishes(problem)):
             return None, np.inf
+        unsure = unsure and energy > SUSPECT * (x @ x)
         x = ((constant * x**power).sum() / energy) ** (1 / (2 - power)) * x
         image = matrix @ x if exact is None else (exact @ x).astype(np.float64)
         wanted = constant * x ** (-1 / alpha)
@@ -103,7 +115,7 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
                 x = leap
                 continue
         hessian = matrix.copy()
-        hessian.flat[:: len(x) + 1] += wanted / (alpha * x)
+        hessian.flat[:: len(x) + 1] += wanted / (alpha * x) + RIDGE * len(x)
         direction = np.linalg.solve(hessian, -gradient)
         decrement = -(gradient @ direction)
         settled += bool(decrement < SETTLED * (x @ image))
