@@ -223,12 +223,13 @@ def test_duplicates_share_alike(method: Callable[[], GradientWeighting]) -> None
     [
         (NashMTL, -1.0),
         (lambda: FairGrad(2.0), -4 / 3),
+        (lambda: FairGrad(0.1), -2 / 11),
         (MGDA, 0.0),
         (lambda: MGDA("l2"), 0.0),
         (CAGrad, 0.0),
     ],
 )
-@pytest.mark.parametrize("factor", [1e-9, 1024.0, 1e9])
+@pytest.mark.parametrize("factor", [1e-60, 1e-9, 1024.0, 1e9, 1e60])
 def test_scale_of_all_losses(method: Callable[[], GradientWeighting], power: float, factor: float) -> None:
     rows = draw(5, 2, conflict=0.1)
     expected = method()(gramian(rows)) * factor**power
