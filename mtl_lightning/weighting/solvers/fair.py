@@ -12,6 +12,7 @@ TOLERANCE = 1e-12
 NULL = 1e-12
 ROUGH = 1e-4
 STEPS = 200
+HALVINGS = 50
 SETTLED = 1e-20
 SUSPECT = 1e-6
 RIDGE = 2.0**-50
@@ -70,11 +71,11 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array, float]:
 
     It is the minimum of the convex f(w) = w^T G w / 2 - sum of w^p / p, p = 1 - 1/alpha (for alpha = 1 of log w); in x it fulfils
     A x = c x^(-1/alpha) with the unit Gramian A and c = scale^p (times a constant that only multiplies x). Each round takes the
-    best multiple of x, which has a closed form; then for large alpha a leap of the weights that have to shrink by far to where they fulfil their equations, if that
-    lowers f; else a Newton step, halved while it passes the minimum along its line. Rounding limits the residual to about
-    1e-16 max(x)^2; near that, the products are taken in extended precision where the machine has it. f has no minimum if a
-    convex combination of the gradients vanishes; then x grows without bound. Once x^T A x <= 1e-6 x^T x that is looked into,
-    and at 1e-12 it is taken for granted.
+    best multiple of x, which has a closed form; then for large alpha a leap of the weights that have to shrink by far to where
+    they fulfil their equations, if that lowers f; else a Newton step, halved while it passes the minimum along its line.
+    Rounding limits the residual to about 1e-16 max(x)^2; near that, the products are taken in extended precision where the
+    machine has it. f has no minimum if a convex combination of the gradients vanishes; then x grows without bound. Once
+    x^T A x <= 1e-6 x^T x that is looked into, and at 1e-12 it is taken for granted.
     """
     matrix = problem.matrix
     power = 1 - 1 / alpha
@@ -128,7 +129,9 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array, float]:
         length = 1.0 if reach < 0.95 else 0.95 / reach
         if decrement > 1e-8:
             moved = matrix @ direction
-            while (image + length * moved - constant * (x + length * direction) ** (-1 / alpha)) @ direction > decrement / 2:
+            for _ in range(HALVINGS):
+                if (image + length * moved - constant * (x + length * direction) ** (-1 / alpha)) @ direction <= decrement / 2:
+                    break
                 length /= 2
         x = x + length * direction
     return best * middle ** (power * alpha / (1 + alpha)), least
