@@ -66,6 +66,16 @@ def test_the_slow_way_of_projecting_agrees(monkeypatch: pytest.MonkeyPatch) -> N
         assert difference.norm(dim=1).max() <= 1e-7, name
 
 
+@pytest.mark.parametrize("tasks", [3, 11, 40])
+def test_the_fast_way_is_enough(tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = []
+    monkeypatch.setattr(dual_cone, "_alone", lambda cosines, scaled: slow.append(scaled) or 0.0)
+    for name, jacobian in families(tasks):
+        if tasks > 3 or name != "nearly opposite":
+            UPGrad()(jacobian @ jacobian.T)
+            assert not slow, name
+
+
 def test_rounding_that_makes_the_gramian_indefinite() -> None:
     jacobian = dict(families(11))["in three dimensions"].float()
     gramian = (jacobian @ jacobian.T).double()

@@ -19,7 +19,6 @@ CERTIFIED = 1e-9
 """Largest residual, by the length of a unit gradient, of a solution of the fast way."""
 NEGLIGIBLE = 1e-13
 """Smallest squared distance of a unit gradient from the span of others at which it counts as outside."""
-
 FEW = 4
 """Tasks whose chosen sets are all tried: faster than to look for the right ones."""
 
