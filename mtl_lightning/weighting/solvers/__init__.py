@@ -1,1 +1,1 @@
-"""Small convex problems behind the methods: float64 on the CPU."""
+"""Solvers on small matrices, in float64."""
