@@ -1,1 +1,1 @@
-"""Solvers that several methods share."""
+"""Solvers on small matrices, in float64."""
