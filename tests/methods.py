@@ -112,6 +112,7 @@ class Run:
         rank, world: this process, and how many.
         reduce: sums over them.
         dtype: of the network.
+        device: where it is.
         options: of the engine.
     """
 
@@ -122,22 +123,25 @@ class Run:
         world: int = 1,
         reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
         self.model, self.tasks = network(dtype)
+        self.model.to(device)
+        self.device = device
         self.method, self.dtype, self.rank, self.world = make(name).to(dtype), dtype, rank, world
         self.method.prepare([TaskInfo(task, labelled=10 + len(task)) for task in NAMES])
-        self.method.to(dtype)
+        self.method.to(dtype).to(device)
         self.said: list[str] = []
         self.step, self.weights = 0, [dict[int, float]()]
         around = Surroundings(reduce, world, rank, self.said.append, list, nullcontext, lambda: 0.05, self._further)
         self.training = Training(self.model, self.tasks, self.method, [], EngineOptions(**options), around)
         if self.training.engine is not None:
-            self.training.engine.to(dtype)
+            self.training.engine.to(dtype).to(device)
         self.optimizer = torch.optim.SGD([*self.model.parameters(), *self.method.parameters()], lr=0.05)
 
     def _batch(self, seed: int) -> Batch:
-        return part_of(batch_of(self.tasks, seed, self.dtype), self.rank, self.world)
+        return part_of(batch_of(self.tasks, seed, self.dtype), self.rank, self.world).to(self.device)
 
     def _further(self, number: int) -> Batch:
         return self._batch(1000 * (number + 1) + self.step)
@@ -159,8 +163,8 @@ class Run:
             self.training.finish()
             self.step += 1
             if self.step % 3 == 0:
-                losses = torch.tensor([1.0, 0.7, 0.9, 0.5], dtype=self.dtype) / self.step
-                self.method.epoch_end(losses, torch.ones(4, dtype=torch.bool))
+                losses = torch.tensor([1.0, 0.7, 0.9, 0.5], dtype=self.dtype, device=self.device) / self.step
+                self.method.epoch_end(losses, torch.ones(4, dtype=torch.bool, device=self.device))
         return self
 
     def state(self) -> dict[str, Tensor]:
