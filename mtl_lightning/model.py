@@ -32,8 +32,15 @@ class MultiTaskModel(nn.Module):
         Returns:
             Per task [B, channels], or [B, channels, H, W] from dense heads.
         """
+        return self.predict(self.features(inputs, padding), inputs)
+
+    def features(self, inputs: Mapping[str, Tensor], padding: Tensor | None = None) -> dict[str, list[Features]]:
+        """What every task's head reads; inputs as in :meth:`forward`."""
         valid = None if padding is None else (~padding).unsqueeze(1).to(next(iter(inputs.values())).dtype)
-        features = self.architecture({name: Features(tensor, valid) for name, tensor in inputs.items()})
+        return self.architecture({name: Features(tensor, valid) for name, tensor in inputs.items()})  # type: ignore[no-any-return]
+
+    def predict(self, features: Mapping[str, list[Features]], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the heads make of it, dense predictions in the size of the inputs."""
         height, width = next(iter(inputs.values())).shape[-2:]
         return {name: head(features[name], (height, width)) for name, head in self.heads.items()}
 

@@ -7,31 +7,32 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.loader import FurtherBatches
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.freeze import Freeze, Freezer
+from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, TaskResult, score
-from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor, check_tuned
-from mtl_lightning.objective import Losses, normalize, weigh
 from mtl_lightning.optimization import Optimization, parameter_groups
-from mtl_lightning.penalties import Penalty, choose_penalties, penalties_of
+from mtl_lightning.penalties import Penalty, choose_penalties
 from mtl_lightning.predictor import forward_each
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
-from mtl_lightning.tasks.base import MaskedLoss, Task
+from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
-from mtl_lightning.weighting import Equal, LossWeighting, TaskInfo
+from mtl_lightning.training import NotFinite, Step, Surroundings, Training
+from mtl_lightning.weighting import Equal, TaskInfo, Weighting
 
 
 class MultiTaskModule(pl.LightningModule):
@@ -43,6 +44,7 @@ class MultiTaskModule(pl.LightningModule):
         optimizer: the optimizer's class and arguments without the parameters.
         architecture: how tasks share the encoder; None is hard sharing.
         weighting: how much each task counts; None is the plain sum.
+        engine: how weightings look at the tasks' gradients.
         scheduler: learning-rate schedule; None keeps the rate.
         only: train these of the configured tasks and leave the others out.
         encoder_lr: multiplies the learning rate of the architecture's parameters.
@@ -57,7 +59,8 @@ class MultiTaskModule(pl.LightningModule):
         encoder: Encoder,
         optimizer: OptimizerCallable,
         architecture: Callable[[Encoder, Sequence[str]], Architecture] | None = None,
-        weighting: LossWeighting | None = None,
+        weighting: Weighting | None = None,
+        engine: EngineOptions | None = None,
         scheduler: Scheduler | None = None,
         only: list[str] | None = None,
         encoder_lr: float = 1.0,
@@ -82,6 +85,9 @@ class MultiTaskModule(pl.LightningModule):
         rates = {"encoder": encoder_lr, "heads": heads_lr}
         self._optimization = Optimization(optimizer, scheduler.scheduler if scheduler is not None else None, rates)
         self._penalties = penalties or []
+        self._engine = engine or EngineOptions()
+        self._training: Training | None = None
+        self.engine: GradientEngine | None = None
         self._present: set[int] = set()
         self._configured: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None
@@ -90,6 +96,8 @@ class MultiTaskModule(pl.LightningModule):
         self._freeze = freeze
         self._freezer: Freezer | None = None
         self._logged = -1
+        self._streams: dict[int, FurtherBatches] = {}
+        self._positions: dict[int, dict[str, int]] = {}
 
     def configure_model(self) -> None:
         """Build the network: only now class names and vector sizes are known from the training labels."""
@@ -101,14 +109,29 @@ class MultiTaskModule(pl.LightningModule):
             torch.manual_seed(self._seed)
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
-        self._penalties = choose_penalties(self._penalties, self.model, self.configured)
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
-        self.weighting.setup([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
+        self.weighting.prepare([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
+        penalties = choose_penalties(self._penalties, self.model, self.configured)
+        self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings())
+        self.engine = self._training.engine
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+
+    def _surroundings(self) -> Surroundings:
+        trainer = self._trainer
+        return Surroundings(
+            reduce=self._sum,
+            world=1 if trainer is None else trainer.world_size,
+            rank=0 if trainer is None else trainer.global_rank,
+            report=rank_zero_warn,
+            frozen=lambda: [] if self._freezer is None else self._freezer.parameters,
+            context=lambda: self.trainer.precision_plugin.train_step_context(),
+            lr=lambda: float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            further=self._further,
+        )
 
     def forward(self, inputs: Mapping[str, Tensor], padding: Tensor | None = None) -> dict[str, Tensor]:
         """Raw predictions of every task, see :class:`~mtl_lightning.model.MultiTaskModel`."""
@@ -118,38 +141,56 @@ class MultiTaskModule(pl.LightningModule):
         predictions: dict[str, Tensor] = self.model(inputs, padding)
         return predictions
 
-    def masked_losses(self, predictions: Mapping[str, Tensor], batch: Batch) -> dict[str, MaskedLoss]:
-        """Each task's loss terms."""
-        return {name: masked_loss(task, predictions[name], batch) for name, task in self.tasks.items()}  # type: ignore[arg-type]
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The first batch of an epoch starts new means and thaws (a resumed run may never see the epoch start)."""
         if batch_idx == 0:
             self.train_losses.reset()
+            if self.engine is not None:
+                self.engine.balance.meter.reset()
         if self._freezer is not None and (change := self._freezer.update(self.current_epoch)):
             rank_zero_info(change)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective: weighted losses of the labelled elements of the global batch."""
-        masked = self.masked_losses(self(batch.inputs, batch.padding), batch)
-        losses = normalize(masked, batch.labelled, self._importance(), self.trainer.world_size, self._sum)
-        self.train_losses.add(losses.terms, losses.rows)
-        if bad := losses.not_finite():
+        assert self._training is not None
+        adds_up = (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch
+        self._training.prepare(batch, steps=not adds_up)
+        try:
+            objective = self._training.objective(batch)
+        except NotFinite as error:
             raise TrainingError(
-                f"the loss of task {', '.join(bad)} is not a finite number in step {self.global_step} of epoch "
+                f"the loss of task {', '.join(error.tasks)} is not a finite number in step {self.global_step} of epoch "
                 f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
                 "trainer.gradient_clip_val, or look at the labels of these images"
-            )
-        objective, weights = weigh(losses, self.weighting)
-        assert self.model is not None
-        penalties = penalties_of(self._penalties, self.model)
-        for penalty in penalties.values():
-            objective = objective + penalty
+            ) from error
+        losses = self._training.step.losses
+        self.train_losses.add(losses.terms, losses.rows)
         if self._freezer is not None and self.trainer.world_size > 1:
             objective = self._freezer.anchor(objective)
         self._present = set(losses.present.tolist())
-        self._log_step(losses, weights, penalties)
         return objective
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Fill ``.grad``."""
+        assert self._training is not None
+        self._log_step(self._training.backward(loss, self._scaled))
+
+    def _further(self, number: int) -> Batch:
+        if number not in self._streams:
+            stream = self._streams[number] = self.trainer.datamodule.further_batches(number + 1)  # type: ignore[attr-defined]
+            if number in self._positions:
+                stream.load_state_dict(self._positions.pop(number))
+        batch: Batch = self.transfer_batch_to_device(next(self._streams[number]), self.device, 0)
+        return batch
+
+    @property
+    def _scaled(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Methods that look at a batch again after the optimizer's step do so."""
+        if self._training is not None:
+            self._training.finish()
 
     def _importance(self) -> dict[str, float]:
         return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
@@ -162,8 +203,7 @@ class MultiTaskModule(pl.LightningModule):
         # Not in training_step: Lightning takes the last step's gradients away only after it.
         self._resting = []
         # A loss scaler refuses a step in which nothing has a gradient: there the gradients stay, and are 0.
-        scaled = not self._present and getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if scaled or len(self._present) == len(self.tasks):
+        if (self._scaled and not self._present) or len(self._present) == len(self.tasks):
             return
         assert self.model is not None
         present = {name for position, name in enumerate(self.tasks) if position in self._present}
@@ -175,23 +215,28 @@ class MultiTaskModule(pl.LightningModule):
         """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
         for parameter in self._resting:
             parameter.grad = None
+        if self._scaled and not self._present and self._training is not None and self._training.weighs_gradients:
+            # A loss scaler refuses a step in which nothing has a gradient.
+            next(self.parameters()).grad = torch.zeros_like(next(self.parameters()))
         if self._freezer is not None:
             self._freezer.drop()
 
-    def _log_step(self, losses: Losses, weights: list[float], penalties: Mapping[str, Tensor]) -> None:
+    def _log_step(self, taken: Step) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
-        importance, values = self._importance(), losses.values.tolist()
+        importance, values = self._importance(), taken.losses.values.tolist()
         names, shown = list(importance), dict.fromkeys(importance, 0.0)
-        for position, weight in zip(losses.present.tolist(), weights, strict=True):
-            name = names[position]
-            shown[name] = weight * importance[name]
-            self.latest[name] = values[position] / importance[name]
+        for position in taken.losses.present.tolist():
+            self.latest[names[position]] = values[position] / importance[names[position]]
+        for position, weight in taken.weights.items():
+            shown[names[position]] = weight * importance[names[position]]
         record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
         record |= {f"weight/{name}": weight for name, weight in shown.items()}
-        record |= {f"penalty/{name}": float(value.detach()) for name, value in penalties.items()}
+        record |= {f"penalty/{name}": float(value.detach()) for name, value in taken.penalties.items()}
+        if self.engine is not None:
+            record |= self.engine.balance.record()
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
@@ -219,6 +264,8 @@ class MultiTaskModule(pl.LightningModule):
         importance = losses.new_tensor(list(self._importance().values()))
         record = {f"train/{name}/loss": float(losses[task]) for task, name in enumerate(self.tasks) if seen[task]}
         record |= {f"train/{name}/rows": float(rows[task]) for task, name in enumerate(self.tasks)}
+        if self.engine is not None:
+            record |= self.engine.balance.meter.epoch_record()
         self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
         self.weighting.epoch_end(losses * importance, seen)
         self._step_plateau()
@@ -251,7 +298,8 @@ class MultiTaskModule(pl.LightningModule):
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
         predictions: dict[str, Tensor] = self(batch.inputs, batch.padding)
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
-        evaluation.update(predictions, self.masked_losses(predictions, batch), batch)
+        assert self._training is not None
+        evaluation.update(predictions, self._training.masked_losses(predictions, batch), batch)
         return predictions
 
     def _finish(self, split: str) -> None:
@@ -287,11 +335,15 @@ class MultiTaskModule(pl.LightningModule):
             check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
+        self._positions = dict(checkpoint.get("mtl_further", {})) if training else {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, and the values that a plateau's schedule has not looked at yet."""
+        """Add how optimizer and schedule were configured, values that a plateau's schedule has not seen, and further batches."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
+        if self._streams or self._positions:
+            streams = {number: stream.state_dict() for number, stream in self._streams.items()}
+            checkpoint["mtl_further"] = self._positions | streams
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""

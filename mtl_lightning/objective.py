@@ -1,6 +1,6 @@
 """From the tasks' loss terms to one scalar whose gradient, averaged over processes, is that of the global batch. Pure torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ class Losses(NamedTuple):
         present: int64 [P], the positions of the tasks with a labelled element anywhere in the global batch.
         terms: all loss terms, summed over the processes.
         rows: [T] labelled rows of the global batch.
+        factors: what each term's total on this process was multiplied by, in the order of the terms.
+        blocks: by task, what the rows of each block of the batch add to the loss; empty where nobody wants it.
     """
 
     scalars: dict[str, Tensor]
@@ -30,6 +32,8 @@ class Losses(NamedTuple):
     present: Tensor
     terms: StackedTerms
     rows: Tensor
+    factors: list[float]
+    blocks: dict[str, list[Tensor]]
 
     def not_finite(self) -> list[str]:
         """The tasks whose loss is not a finite number."""
@@ -56,7 +60,7 @@ def normalize(
         rows = counted[-len(rows) :]
     # One transfer from the device, and plain numbers from here on.
     totals, denominators = torch.stack([terms.totals, terms.denominators]).tolist()
-    scalars, values, present, index = {}, [], [], 0
+    scalars, values, present, factors, index = {}, [], [], [], 0
     for position, (name, task) in enumerate(masked.items()):
         parts, value, seen = [], 0.0, False
         for term in task.values():
@@ -64,7 +68,8 @@ def normalize(
             if denominators[index] > 0:
                 factor = importance[name] * term.coefficient / denominators[index]
                 value, seen = value + totals[index] * factor, True
-            parts.append(term.total * (world * factor))
+            factors.append(world * factor)
+            parts.append(term.total * factors[-1])
             index += 1
         scalars[name] = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
         values.append(value)
@@ -72,20 +77,44 @@ def normalize(
             present.append(position)
     device, dtype = terms.totals.device, terms.totals.dtype
     places = torch.tensor(present, dtype=torch.long, device=device)
-    return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows)
+    return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows, factors, {})
 
 
-def weigh(losses: Losses, weighting: LossWeighting) -> tuple[Tensor, list[float]]:
+def in_blocks(losses: Losses, masked: Sequence[Mapping[str, MaskedLoss]]) -> Losses:
+    """The losses with what each block of rows adds to them; the blocks' sum is the loss.
+
+    Args:
+        losses: of the batch.
+        masked: for each block the tasks' terms with the rows of that block alone.
+    """
+    blocks: dict[str, list[Tensor]] = {name: [] for name in losses.scalars}
+    for block in masked:
+        factors = iter(losses.factors)
+        for name, terms in block.items():
+            blocks[name].append(torch.stack([term.total * next(factors) for term in terms.values()]).sum())
+    return losses._replace(blocks=blocks)
+
+
+def block_of_rows(rows: int, blocks: int, world: int, rank: int) -> Tensor:
+    """Which block each row of a process belongs to: row i of the global batch is in block i modulo ``blocks``.
+
+    Processes take turns through the global batch.
+    """
+    return (torch.arange(rows) * world + rank) % blocks
+
+
+def weigh(losses: Losses, weighting: LossWeighting | None) -> tuple[Tensor, list[float]]:
     """The weighted sum of the losses with the method's own penalty, and the weights of the present tasks.
 
     Absent tasks and the method's parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
     """
     names, present = list(losses.scalars), losses.present.tolist()
-    weights = weighting(losses.values[losses.present], losses.present) if present else losses.values.new_zeros(0)
+    chosen = losses.values[losses.present]
+    weights = weighting(chosen, losses.present) if present and weighting is not None else torch.ones_like(chosen)
     objective = losses.values.new_zeros(())
     for position in sorted(set(range(len(names))) - set(present)):
         objective = objective + losses.scalars[names[position]]
-    for parameter in weighting.parameters():
+    for parameter in () if weighting is None else weighting.parameters():
         objective = objective + parameter.sum() * 0
     numbers = weights.tolist()
     for index, position in enumerate(present):
@@ -95,6 +124,6 @@ def weigh(losses: Losses, weighting: LossWeighting) -> tuple[Tensor, list[float]
             objective = objective + weights[index] * loss
         else:
             objective = torch.add(objective, loss, alpha=numbers[index])
-    if present and (penalty := weighting.penalty(losses.present)) is not None:
+    if present and weighting is not None and (penalty := weighting.penalty(losses.present)) is not None:
         objective = objective + penalty
     return objective, numbers

@@ -9,6 +9,8 @@ from torch import Tensor
 from mtl_lightning.checkpoint import restore_tasks
 from mtl_lightning.errors import CheckpointError
 
+LEARNING = ("weighting.", "engine.")
+"""State that matters to training alone."""
 LISTED = 8
 """Keys that a message names at most."""
 
@@ -34,9 +36,9 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
     if any(key not in theirs or theirs[key].shape != value.shape for key, value in losses.items()):
         theirs.update(losses)
     if not training:
-        for key in [key for key in theirs if key.startswith("weighting.")]:
+        for key in [key for key in theirs if key.startswith(LEARNING)]:
             del theirs[key]
-        theirs.update({key: value for key, value in mine.items() if key.startswith("weighting.")})
+        theirs.update({key: value for key, value in mine.items() if key.startswith(LEARNING)})
     wrong = [f"missing {key}" for key in mine if key not in theirs] + [f"unexpected {key}" for key in theirs if key not in mine]
     wrong += [
         f"{key} has shape {tuple(theirs[key].shape)}, expected {tuple(value.shape)}"

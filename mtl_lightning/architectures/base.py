@@ -12,6 +12,9 @@ from mtl_lightning.features import Features, FeatureSpec
 class Architecture(nn.Module):
     """From named inputs to each task's feature pyramid, over any staged encoder."""
 
+    common: bool = False
+    """Whether all tasks read the same pyramid: only then can gradients be taken at the features."""
+
     @abstractmethod
     def forward(self, inputs: Mapping[str, Features]) -> dict[str, list[Features]]:
         """Each task's pyramid, finest first."""

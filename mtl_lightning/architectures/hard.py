@@ -20,6 +20,8 @@ class HardSharing(Architecture):
         input: which of the batch's inputs it reads.
     """
 
+    common = True
+
     def __init__(self, encoder: Encoder, tasks: Sequence[str], input: str = "image") -> None:
         super().__init__()
         self.encoder = encoder

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import Transform
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
-from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, ResumableLoader
 from mtl_lightning.data.pictures import FilesToPredict, OnError, Pictures, RowsToPredict, Unreadable, as_they_are
 from mtl_lightning.data.prepare import Preparation, Prepared
 from mtl_lightning.data.seeding import sample_randomness
@@ -28,6 +28,8 @@ from mtl_lightning.tasks.base import Task
 
 SPLITS = {"fit": ("train", "val"), "validate": ("train", "val"), "test": ("train", "test"), "predict": ("train", "test")}
 """The splits each subcommand needs; the training labels always, since tasks learn from them."""
+FURTHER = 7_368_787
+"""Between the seeds of two shuffles of the training split."""
 LEARN_ROWS = 256
 """Rows of dense labels that tasks learn their statistics from."""
 
@@ -240,14 +242,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
             )
         Console().print(table)
 
-    def _loader(self, split: str, train: bool) -> ResumableLoader:
-        dataset = self.splits[split]
+    def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
+        dataset, seed = self.splits[split], (self.seed or 0) + FURTHER * further
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        augmented = AugmentedDataset(
-            dataset, compose(self.transforms["train" if train else "eval"], self.image_size), self.seed or 0
-        )
+        augmented = AugmentedDataset(dataset, compose(self.transforms["train" if train else "eval"], self.image_size), seed)
         classes = self._classes(dataset) if train else None
-        sampler = EpochSampler(augmented, shuffle=train, seed=self.seed or 0, replicas=replicas, rank=rank, classes=classes)
+        sampler = EpochSampler(augmented, shuffle=train, seed=seed, replicas=replicas, rank=rank, classes=classes)
         drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
         return ResumableLoader(
             augmented,
@@ -263,6 +263,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented."""
         return self._loader("train", train=True)
+
+    def further_batches(self, number: int) -> FurtherBatches:
+        """Batches of the training split in a shuffle of their own, without end, for methods that need several a step.
+
+        Args:
+            number: which shuffle, from 1.
+        """
+        return FurtherBatches(self._loader("train", train=True, further=number))
 
     def val_dataloader(self) -> Any:
         """In order; empty where there is no validation split."""

@@ -205,3 +205,34 @@ class ResumableLoader(DataLoader[Any]):
         # Here and not later: with workers, the iterator prefetches before the trainer sets the epoch.
         self.order.set_epoch(state["epoch"])
         self.order.start = state["rows"] // self.order.num_replicas
+
+
+class FurtherBatches:
+    """The batches of a loader, epoch after epoch, without end.
+
+    Args:
+        loader: shuffled.
+    """
+
+    def __init__(self, loader: ResumableLoader) -> None:
+        self.loader = loader
+        self._batches: Iterator[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = iter(self.loader)
+        batch = next(self._batches, None)
+        if batch is None:
+            self.loader.order.set_epoch(self.loader.order.epoch + 1)
+            self._batches = iter(self.loader)
+            batch = next(self._batches)
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far it got."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.loader.load_state_dict(state)
+        self._batches = None

@@ -277,7 +277,7 @@ class ManifestDataModule(MultiTaskDataModule):
             labels[name] = read_labels(task, column, table, self.root, codes, faults, name in self.found)
         return labels
 
-    def _loader(self, split: str, train: bool) -> ResumableLoader:
+    def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
         dataset = self.splits[split]
         # What is read once, outside of training, is not worth keeping.
         training = train or (self.trainer is not None and self.trainer.state.fn == "fit" and split == "val")
@@ -285,7 +285,7 @@ class ManifestDataModule(MultiTaskDataModule):
             processes = self.trainer.num_devices if self.trainer is not None else 1
             used = [part.kept.plan.nbytes for part in self.splits.values() if isinstance(part, ManifestDataset) and part.kept]
             dataset.kept = keep(self.cache, split, processes, self.root, dataset.ids, self.channels, sum(used))
-        return super()._loader(split, train)
+        return super()._loader(split, train, further)
 
     def _read(self) -> Table:
         tables = [read_table(Path(self.root) / name, name) for name in self.manifests]

@@ -65,8 +65,9 @@ class EpochLosses(nn.Module):
         self.register_buffer("rows", torch.zeros(len(tasks), dtype=torch.float64))
 
     def add(self, terms: "StackedTerms", rows: Tensor) -> None:
-        """Add a step and its labelled rows [T]."""
-        self.sums.add_(torch.stack([terms.totals, terms.denominators]))
+        """Add a step and its labelled rows [T]; what is no finite number was left out of the step."""
+        step = torch.stack([terms.totals, terms.denominators])
+        self.sums.add_(torch.where(terms.totals.isfinite(), step, 0.0))
         self.coefficients.copy_(torch.tensor(terms.coefficients))
         self.rows.add_(rows)
 

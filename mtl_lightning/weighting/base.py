@@ -169,6 +169,8 @@ class GradientWeighting(Weighting):
     """Which gradients: over all shared parameters (or at the shared features), or over the last shared layer."""
     needs_rows: bool = False
     """Whether :meth:`rows` changes the gradients themselves: such a method works over parameters only."""
+    blocks: int = 1
+    """Into how many blocks of rows the global batch is cut for :meth:`see_blocks`, asked before each step; 1 is none."""
 
     @property
     def from_gradients(self) -> "GradientWeighting":
@@ -192,6 +194,17 @@ class GradientWeighting(Weighting):
             present: int64 [P] on the CPU.
         """
         return jacobian
+
+    def see_blocks(self, gramians: Tensor) -> None:
+        """Called before :meth:`forward` of a method with more than one of :attr:`blocks`.
+
+        Row i of the global batch lies in block i modulo n. A block's gradient is that of what its rows add to
+        the task's loss, times n: the mean over the blocks is the task's gradient. At features it is the task's gradient at the
+        features of these rows, times n.
+
+        Args:
+            gramians: float64 [P, n, n] on the CPU, finite: of each present task's block gradients, where the Gramian is taken.
+        """
 
     @abstractmethod
     def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:

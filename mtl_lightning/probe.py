@@ -1,0 +1,135 @@
+"""What weighting methods look at beside a step's own losses: further batches before it, its own batch after it. Pure torch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from mtl_lightning.batch import Batch
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.gradients import Dice, GradientEngine, still
+from mtl_lightning.objective import Losses
+
+LossesOf = Callable[[Batch], Losses]
+Context = Callable[[], AbstractContextManager[object]]
+
+
+class BatchProbe:
+    """The losses and gradients of some batches, with the same dropout every time and no trace in the network.
+
+    Args:
+        batches: the step's own and the further ones.
+        losses_of: a forward pass with its losses over all processes.
+        engine: takes gradients.
+        model: the network.
+        frozen: parameters that do not learn at present.
+        lr: the present learning rate.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[Batch],
+        losses_of: LossesOf,
+        engine: GradientEngine,
+        model: nn.Module,
+        frozen: Sequence[nn.Parameter],
+        lr: float,
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad and all(p is not other for other in frozen)]
+        self.lr = lr
+        self._batches, self._losses_of, self._engine, self._model, self._frozen = batches, losses_of, engine, model, frozen
+        self._dice = Dice(self.parameters[0].device)
+
+    def losses(self, batch: int) -> tuple[Tensor, Tensor]:
+        """The losses of a batch and the positions of its tasks: float64 [P], int64 [P], on the CPU."""
+        with self._still(), torch.no_grad():
+            found = self._look(batch)
+        return found.values.double().cpu()[found.present.cpu()], found.present.cpu()
+
+    def gradient(self, batch: int, weights: Tensor) -> list[Tensor]:
+        """The gradient of the weighted sum of a batch's losses for each of ``parameters``, averaged over processes."""
+        with self._still():
+            found = self._look(batch)
+            return self._engine.weighted_gradient(found, weights, self.parameters)
+
+    def jacobian(self, batch: int) -> tuple[Tensor, Tensor]:
+        """The tasks' gradients over the shared parameters, averaged over processes, and the positions: [P, N], int64 [P]."""
+        with self._still():
+            return self._engine.jacobian(self._look(batch), self._frozen)
+
+    def _look(self, batch: int) -> Losses:
+        return self._losses_of(self._batches[batch])
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        with still(self._model), self._dice.again():
+            yield
+
+
+class Revisit:
+    """The losses of a step's batch, or its first rows, before and after the optimizer's step.
+
+    Args:
+        batch: of the step.
+        share: of its rows, in (0, 1].
+        losses_of: a forward pass with its losses over all processes.
+        model: the network.
+    """
+
+    def __init__(self, batch: Batch, share: float, losses_of: LossesOf, model: nn.Module) -> None:
+        rows = max(1, round(share * len(batch)))
+        self.whole = rows == len(batch)
+        self._batch = batch if self.whole else first_rows(batch, rows)
+        self._losses_of, self._model = losses_of, model
+        self._dice = Dice(next(model.parameters()).device)
+        # Of the whole batch the step's own losses are those before it. Of a part of it they would have other batch statistics
+        # and other dropout.
+        self._before = None if self.whole else self._look()
+
+    def before(self, losses: Losses) -> None:
+        """The step's own losses."""
+        if self.whole:
+            self._before = losses
+
+    def after(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses before and after the step, and the positions of their tasks; those that are no numbers are left out."""
+        first, second = self._before, self._look()
+        assert first is not None, "before comes before after"
+        pairs = torch.stack([first.values, second.values]).double().cpu()
+        places = torch.tensor(
+            [task for task in second.present.tolist() if bool(pairs[:, task].isfinite().all())], dtype=torch.long
+        )
+        return pairs[0, places], pairs[1, places], places
+
+    def _look(self) -> Losses:
+        with torch.no_grad(), still(self._model), self._dice.again():
+            return self._losses_of(self._batch)
+
+
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """A batch of the first rows of another.
+
+    Raises:
+        ConfigError: the batch is mixed of pairs of rows.
+    """
+    if batch.partner:
+        raise ConfigError(
+            "model.weighting looks at a part of each batch (fraction), and data.init_args.mixing mixes rows with others of the "
+            "whole batch; set model.weighting.init_args.fraction to 1, or leave mixing out"
+        )
+
+    def cut(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value[:rows] for name, value in values.items()}
+
+    padding = None if batch.padding is None else batch.padding[:rows]
+    return replace(
+        batch,
+        inputs=cut(batch.inputs),
+        targets=cut(batch.targets),
+        labelled=cut(batch.labelled),
+        ids=batch.ids[:rows],
+        sizes=batch.sizes[:rows],
+        padding=padding,
+    )
