@@ -75,8 +75,8 @@ def data(shape: Shape) -> tuple[Tensor, list[Tensor]]:
 
 
 def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A cheap one, so that it does not hide what gradients cost; the same for all."""
-    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+    """A cheap one, so that it does not hide what gradients cost, and slow, so that thousands of steps do not end the learning."""
+    return torch.optim.SGD(parameters, lr=1e-5, momentum=0.9)
 
 
 def now(device: torch.device, cpu_time: bool = False) -> float:
