@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from environments import Missing, Remote, Worker
-from memory import peak
+from memory import ALLOCATOR, peak
 from network import Shape
 from ours import Bare, Ours
 from paired import Row, Variant, interleave, milliseconds, ratios
@@ -215,6 +216,9 @@ def columns(options: argparse.Namespace) -> Iterator[tuple[str, Bench]]:
 
 
 def main() -> None:
+    if not ALLOCATOR.items() <= os.environ.items():
+        # Read when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="parts to measure")
     parser.add_argument(
