@@ -25,6 +25,7 @@ SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--d
           "--data.init_args.num_workers=0"]  # fmt: skip
 SMALL = {
     "configs/scenes.yaml": SCENES,
+    "configs/scenes_gradients.yaml": SCENES,
     "configs/kinds.yaml": SCENES,
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from mtl_lightning.analysis.figures import VAL, clean, plain, save
 from mtl_lightning.tasks.drawing import GREY
@@ -25,7 +25,7 @@ WIDE = 20.0
 """Between the largest and the smallest weights, from which on the axis is logarithmic."""
 
 
-def plain_number(value: float, _: int | None = None) -> str:
+def plain_number(value: float, position: float) -> str:
     """For a logarithmic axis: powers of ten are formulas otherwise."""
     return f"{value:g}"
 
@@ -250,7 +250,7 @@ def _conflicts(axes: Axes, conflicts: "DataFrame", cosines: "DataFrame") -> None
         axes.plot(pairs.index, pairs, color=GREY, marker=marker, label="pairs whose mean cosine is negative")
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("epoch", fontsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("share of what was observed", fontsize=9, loc="left")
     clean(axes)
     axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2)
