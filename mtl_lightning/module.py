@@ -96,7 +96,6 @@ class MultiTaskModule(pl.LightningModule):
         self._freeze = freeze
         self._freezer: Freezer | None = None
         self._logged = -1
-        self._stepped = 0
         self._streams: dict[int, FurtherBatches] = {}
         self._positions: dict[int, dict[str, int]] = {}
 
@@ -154,7 +153,8 @@ class MultiTaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective: weighted losses of the labelled elements of the global batch."""
         assert self._training is not None
-        self._training.prepare(batch)
+        adds_up = (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch
+        self._training.prepare(batch, steps=not adds_up)
         try:
             objective = self._training.objective(batch)
         except NotFinite as error:
@@ -189,8 +189,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Methods that look at a batch again after the optimizer's step do so."""
-        if self._training is not None and self.global_step > self._stepped:
-            self._stepped = self.global_step
+        if self._training is not None:
             self._training.finish()
 
     def _importance(self) -> dict[str, float]:
