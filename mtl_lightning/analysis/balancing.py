@@ -198,12 +198,20 @@ def _heat_map(axes: Axes, cosines: "DataFrame", names: Sequence[str]) -> None:
         i, j = (names.index(name) for name in str(pair).split("/"))
         values[i, j] = values[j, i] = value
     # The strongest colour is that of the largest cosine: most are small, and the sign matters most.
-    top = max(0.3, float(np.nanmax(np.abs(values))))
+    top = max(0.05, float(np.nanmax(np.abs(values))))
     axes.imshow(values, cmap="RdBu", vmin=-top, vmax=top, aspect="auto")
     size = 8 if len(names) <= 6 else 6.5 if len(names) <= 16 else 5.5
     for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
         dark = abs(values[i, j]) > 0.65 * top
-        axes.text(j, i, cosine_text(values[i, j]), ha="center", va="center", fontsize=size, color="white" if dark else "black")
+        axes.text(
+            j,
+            i,
+            cosine_text(values[i, j], 2 if top >= 0.1 else 3),
+            ha="center",
+            va="center",
+            fontsize=size,
+            color="white" if dark else "black",
+        )
     turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(names) <= 16 else {"rotation": 90}
     axes.set_xticks(range(len(names)), names, **turn)
     axes.set_yticks(range(len(names)), names)
@@ -212,9 +220,9 @@ def _heat_map(axes: Axes, cosines: "DataFrame", names: Sequence[str]) -> None:
     axes.set_title(f"mean cosine of gradients, epoch {cosines.index[-1]}", fontsize=9, loc="left")
 
 
-def cosine_text(value: float) -> str:
-    """Two digits without the 0 before the point."""
-    text = f"{value:.2f}"
+def cosine_text(value: float, digits: int = 2) -> str:
+    """So many digits behind the point, and no 0 before it."""
+    text = f"{value:.{digits}f}"
     return "0" if float(text) == 0 else text.replace("0.", ".", 1).replace("-", "\N{MINUS SIGN}")
 
 
