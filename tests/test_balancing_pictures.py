@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from mtl_lightning.analysis import balancing
+from mtl_lightning.analysis import agreement, balancing
 from mtl_lightning.main import main
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
@@ -19,7 +19,8 @@ CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 def saved(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that would be written, by their file's name."""
     figures: dict[str, Figure] = {}
-    monkeypatch.setattr(balancing, "save", lambda figure, path: figures.update({path.name: figure}))
+    for module in (agreement, balancing):
+        monkeypatch.setattr(module, "save", lambda figure, path: figures.update({path.name: figure}))
     return figures
 
 
@@ -54,6 +55,7 @@ def test_weights_of_some_tasks_share_a_chart(tmp_path: Path, saved: dict[str, Fi
     assert axes.get_yscale() == "log"
     # Many noisy points are drawn as logged and smoothed; what was always 0 is not there.
     assert len(axes.lines) == (4 if steps == 50 else 2)
+    assert ("thin" in saved["weights.png"].get_suptitle()) == (steps == 50)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["task_0", "task_1"]
     if steps == 50:
         raw, shown = (np.log(np.asarray(axes.lines[number].get_ydata(), float)) for number in (0, 1))
@@ -94,7 +96,8 @@ def test_the_heat_map(tmp_path: Path, saved: dict[str, Figure], tasks: int) -> N
 
 
 def test_numbers_in_cells() -> None:
-    assert [balancing.cosine_text(value) for value in (-0.004, 0.126, -1.0, 1.0)] == ["0", ".13", "\N{MINUS SIGN}1.00", "1.00"]
+    assert [agreement.cosine_text(value) for value in (-0.004, 0.126, -1.0, 1.0)] == ["0", ".13", "\N{MINUS SIGN}1.00", "1.00"]
+    assert agreement.cosine_text(-0.0042, digits=3) == "\N{MINUS SIGN}.004"
 
 
 @pytest.mark.parametrize(

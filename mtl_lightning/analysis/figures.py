@@ -24,3 +24,8 @@ def clean(axes: Axes) -> None:
     axes.tick_params(labelsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def plain_number(value: float, position: float) -> str:
+    """For a logarithmic axis: powers of ten are formulas otherwise."""
+    return f"{value:g}"
