@@ -2,7 +2,7 @@
 
     python experiments/toy_pareto/run.py
 
-All methods go down side by side from all starts, by Adam. It takes three minutes on one core.
+All methods go down side by side from all starts, by Adam. It takes three to four minutes of one core.
 """
 
 import argparse
