@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
-from mtl_lightning.data.loader import FurtherBatches
+from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.encoders.base import Encoder
@@ -96,9 +96,7 @@ class MultiTaskModule(pl.LightningModule):
         self._freeze = freeze
         self._freezer: Freezer | None = None
         self._logged = -1
-        self._stepped = 0
-        self._streams: dict[int, FurtherBatches] = {}
-        self._positions: dict[int, dict[str, int]] = {}
+        self._streams = Streams()
 
     def configure_model(self) -> None:
         """Build the network: only now class names and vector sizes are known from the training labels."""
@@ -154,7 +152,8 @@ class MultiTaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective: weighted losses of the labelled elements of the global batch."""
         assert self._training is not None
-        self._training.prepare(batch)
+        adds_up = (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch
+        self._training.prepare(batch, steps=not adds_up)
         try:
             objective = self._training.objective(batch)
         except NotFinite as error:
@@ -175,23 +174,20 @@ class MultiTaskModule(pl.LightningModule):
         assert self._training is not None
         self._log_step(self._training.backward(loss, self._scaled))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Methods that look at a batch again after the optimizer's step do so, before anything is saved."""
+        super().optimizer_step(*args, **kwargs)
+        if self._training is not None:
+            self._training.finish()
+
     def _further(self, number: int) -> Batch:
-        if number not in self._streams:
-            stream = self._streams[number] = self.trainer.datamodule.further_batches(number + 1)  # type: ignore[attr-defined]
-            if number in self._positions:
-                stream.load_state_dict(self._positions.pop(number))
-        batch: Batch = self.transfer_batch_to_device(next(self._streams[number]), self.device, 0)
+        opened = self.trainer.datamodule.further_batches  # type: ignore[attr-defined]
+        batch: Batch = self.transfer_batch_to_device(self._streams.next(number, opened), self.device, 0)
         return batch
 
     @property
     def _scaled(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Methods that look at a batch again after the optimizer's step do so."""
-        if self._training is not None and self.global_step > self._stepped:
-            self._stepped = self.global_step
-            self._training.finish()
 
     def _importance(self) -> dict[str, float]:
         return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
@@ -336,15 +332,13 @@ class MultiTaskModule(pl.LightningModule):
             check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
-        self._positions = dict(checkpoint.get("mtl_further", {})) if training else {}
+        self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how optimizer and schedule were configured, values that a plateau's schedule has not seen, and further batches."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
-        if self._streams or self._positions:
-            streams = {number: stream.state_dict() for number, stream in self._streams.items()}
-            checkpoint["mtl_further"] = self._positions | streams
+        checkpoint["mtl_further"] = self._streams.state_dict()
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""

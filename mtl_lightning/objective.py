@@ -96,11 +96,11 @@ def in_blocks(losses: Losses, masked: Sequence[Mapping[str, MaskedLoss]]) -> Los
 
 
 def block_of_rows(rows: int, blocks: int, world: int, rank: int) -> Tensor:
-    """Which block each row of a process belongs to: row i of B rows of the global batch is in block floor(i * blocks / B).
+    """Which block each row of a process belongs to: row i of the global batch is in block i modulo ``blocks``.
 
     Processes take turns through the global batch.
     """
-    return (torch.arange(rows) * world + rank) * blocks // (rows * world)
+    return (torch.arange(rows) * world + rank) % blocks
 
 
 def weigh(losses: Losses, weighting: LossWeighting | None) -> tuple[Tensor, list[float]]:

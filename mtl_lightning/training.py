@@ -135,8 +135,16 @@ class Training:
             found.append(self.masked_losses(predictions, replace(batch, labelled=labelled)))
         return found
 
-    def prepare(self, batch: Batch) -> None:
-        """What a method wants to see before a step."""
+    def prepare(self, batch: Batch, steps: bool = True) -> None:
+        """What a method wants to see before a step.
+
+        Args:
+            batch: of the step.
+            steps: whether the optimizer's step comes after this batch, and not after a later one of several that add up.
+        """
+        self._revisit = None
+        if not steps:
+            return
         if self.engine is not None and self.weighting.extra_batches:
             batches = [batch, *(self.around.further(number) for number in range(self.weighting.extra_batches))]
             frozen = self.around.frozen()
@@ -190,7 +198,7 @@ class Training:
         return step
 
     def finish(self) -> None:
-        """After the optimizer's step."""
+        """After the batch, and the optimizer's step if it came."""
         if self._revisit is not None:
             before, after, places = self._revisit.after()
             if len(places):

@@ -36,9 +36,19 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
     return {(step, name): float(value) for step, _, name, value in rows}
 
 
-@pytest.mark.parametrize("weighting", ["UW", "RLW"])
-def test_two_processes_equal_one(tmp_path: Path, weighting: str) -> None:
-    more = [f"--model.weighting={weighting}"]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model.weighting=UW"],
+        ["--model.weighting=RLW"],
+        ["--model.weighting=NashMTL", "--trainer.gradient_clip_val=0.5"],
+        ["--model.weighting=IMTL", "--model.engine.gradients=features", "--model.engine.update_every=2"],
+        ["--model.weighting=FAMO", "--model.weighting.init_args.fraction=0.5"],
+        ["--model.weighting=MoDo", "--trainer.accumulate_grad_batches=2"],
+    ],
+    ids=lambda more: " ".join(more),
+)
+def test_two_processes_equal_one(tmp_path: Path, more: list[str]) -> None:
     one = run(tmp_path / "one", 8, *more)
     two = run(tmp_path / "two", 4, *more, "--trainer.devices=2", "--trainer.strategy=ddp")
     mine, theirs = (torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for path in (one, two))

@@ -361,6 +361,8 @@ def test_what_does_not_go_together() -> None:
     model, tasks = network()
     with pytest.raises(ConfigError, match=r"gradients is features.*Doubled"):
         training(model, tasks, Doubled(), gradients="features")
+    with pytest.raises(ConfigError, match=r"update_every is 2.*Doubled"):
+        training(model, tasks, Doubled(), update_every=2)
     model.architecture.common = False
     with pytest.raises(ConfigError, match="HardSharing"):
         training(model, tasks, Given(), gradients="features")

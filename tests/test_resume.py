@@ -37,6 +37,8 @@ PLATEAU = [
     "--model.scheduler.interval=epoch",
     "--model.scheduler.monitor=val/loss",
 ]
+FAMO = ["--model.weighting=FAMO", "--model.weighting.init_args.every=2"]
+AT_FEATURES = ["--model.engine.gradients=features", "--model.engine.update_every=3"]
 
 
 def fit(runs: Path, *args: str) -> None:
@@ -80,6 +82,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.param([6, 12], ["--model.weighting=DWA", "--trainer.max_steps=100"], id="max_steps given, at epoch ends"),
         pytest.param([5, 11], [*PLATEAU, "--trainer.val_check_interval=4"], id="plateau, validated before the cut"),
         pytest.param([7], [*PLATEAU, "--trainer.check_val_every_n_epoch=2"], id="plateau, not validated in every epoch"),
+        pytest.param([3, 9], ["--model.weighting=MoDo", "--data.num_workers=1"], id="further batches, worker"),
+        pytest.param([2, 5], [*FAMO, "--trainer.accumulate_grad_batches=2"], id="famo, every second step, accumulation"),
+        pytest.param([4, 7], ["--model.weighting=NashMTL", *AT_FEATURES], id="nash at features, weights used three times"),
+        pytest.param([5], ["--model.weighting=DBMTL"], id="memory over the parameters"),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int], args: list[str]) -> None:

@@ -68,12 +68,12 @@ def test_shares_of_some_tasks() -> None:
 
 
 def test_modo_by_hand() -> None:
-    method = ready(MoDo(gamma=0.2, rho=0.3))
+    method = ready(MoDo(gamma=0.02, rho=0.9))
     weights = torch.full((3,), 1 / 3, dtype=torch.float64)
     for seed in range(6):
         first, second = draw(seed)[0], draw(seed + 100)[0]
         method.explore(Batches(draw(seed), draw(seed + 100)))
-        weights = shares.project(weights - 0.2 * (first @ (second.T @ weights) + 0.3 * weights))
+        weights = shares.project(weights - 0.02 * (first @ (second.T @ weights) + 0.9 * weights))
         torch.testing.assert_close(method(LOSSES.double(), ALL), weights)
 
 

@@ -83,15 +83,14 @@ class GradientEngine(nn.Module):
         self._parts, self._model = [weighting], [model]
         self._reduce, self._world, self._rank = reduce, world, rank
         self._frozen: frozenset[nn.Parameter] = frozenset()
-        self._sharing = Sharing(model)
+        self._whole = self._sharing = Sharing(model)
         self._rows = Rows()
         self._held: Held | None = None
         self._cut: Cut | None = None
         if self.method is not None:
             check(self.method, model, options)
             if self.method.needs_rows:
-                found = Sharing(model)
-                self.method.allocate(found.size, found.dtype)
+                self.method.allocate(self._whole.size, self._whole.dtype)
 
     @property
     def method(self) -> GradientWeighting | None:
@@ -223,7 +222,8 @@ class GradientEngine(nn.Module):
     ) -> Tensor:
         """A backward pass for each task, the Gramian of what they give, and their weighted sum."""
         last = method.over == "last"
-        over = share.last if last else share.shared
+        # Rows that a method remembers keep their places: what is frozen has zeros there.
+        over = share.last if last else self._whole.shared if method.needs_rows else share.shared
         rows = self._rows.empty(len(held.present), sum(p.numel() for p in over), share.dtype, over[0].device)
         heads: list[Gradients] = []
         for row, name in enumerate(held.names):
@@ -253,9 +253,9 @@ class GradientEngine(nn.Module):
             write(self._reduced(held.gradient(range(len(held.present)), share.used_by(*users), scale, False, weights)))
         else:
             direction = combine(weights, rows)
-            parts = spread(direction * scale if method.needs_rows else direction, share.shared)
+            parts = spread(direction * scale if method.needs_rows else direction, over)
             used_now = set(share.used_by(*users))
-            write({parameter: part for parameter, part in zip(share.shared, parts, strict=True) if parameter in used_now})
+            write({parameter: part for parameter, part in zip(over, parts, strict=True) if parameter in used_now})
         self._write_heads(heads, weights, mode)
         return weights
 
@@ -376,6 +376,10 @@ def check(method: GradientWeighting, model: MultiTaskModel, options: EngineOptio
     if options.gradients == "features" and method.needs_rows:
         raise ConfigError(
             f"model.engine.gradients is features, and {name} changes the gradients of the parameters; set it to parameters"
+        )
+    if options.update_every > 1 and method.needs_rows:
+        raise ConfigError(
+            f"model.engine.update_every is {options.update_every}, and {name} changes the gradients of every step; set it to 1"
         )
     if options.gradients == "features" and not model.architecture.common:
         raise ConfigError(

@@ -198,7 +198,7 @@ class GradientWeighting(Weighting):
     def see_blocks(self, gramians: Tensor) -> None:
         """Called before :meth:`forward` of a method with more than one of :attr:`blocks`.
 
-        Row i of the global batch of B rows lies in block floor(i * n / B). A block's gradient is that of what its rows add to
+        Row i of the global batch lies in block i modulo n. A block's gradient is that of what its rows add to
         the task's loss, times n: the mean over the blocks is the task's gradient. At features it is the task's gradient at the
         features of these rows, times n.
 

@@ -18,7 +18,7 @@ class FairGrad(GradientWeighting):
     k^(-2 alpha / (1 + alpha)). Heads are trained with their own loss, as in the official code.
 
     Without a solution (some convex combination of the gradients vanishes) :attr:`pareto_stationary` is True and the weights are
-    those of the shortest combination, sum 1. A task whose gradient is 0 beside the others' gets weight 0 and does not enter the
+    those of that combination, sum 1. A task whose gradient is 0 beside the others' gets weight 0 and does not enter the
     equation.
 
     What differs: solved by Newton's method, not by least squares with a limit on its rounds. The official code also clips the

@@ -19,7 +19,7 @@ class NashMTL(GradientWeighting):
     official code. Heads are trained with the weighted loss.
 
     No solution exists where some convex combination of the gradients vanishes, as for two opposite ones: then
-    :attr:`pareto_stationary` is True and the weights are those of the shortest combination, sum 1. A task whose gradient is 0
+    :attr:`pareto_stationary` is True and the weights are those of that combination, sum 1. A task whose gradient is 0
     beside the others' gets weight 0 and does not enter the equation.
 
     What differs: solved exactly by Newton's method, |a * (G a) - 1| <= 1e-9 where the smallest eigenvalue of the unit-diagonal

@@ -19,7 +19,6 @@ CERTIFIED = 1e-9
 """Largest residual, by the length of a unit gradient, of a solution of the fast way."""
 NEGLIGIBLE = 1e-13
 """Smallest squared distance of a unit gradient from the span of others at which it counts as outside."""
-
 FEW = 4
 """Tasks whose chosen sets are all tried: faster than to look for the right ones."""
 
@@ -28,9 +27,10 @@ def project(gramian: Tensor, preferences: Tensor) -> Tensor:
     """Weights of the projections of weighted sums of gradients on their dual cone {d: g_j . d >= 0 for all j}.
 
     With J's rows the gradients, the projection of J^T u is J^T v for the v that minimises v^T G v over v >= u. Solved exactly
-    by active sets, on the Gramian of the unit gradients, so that badly scaled gradients do no harm: the residual of the
-    optimality conditions, relative to the longest gradient in u, is 1e-9 or less. Where several v are optimal (dependent
-    gradients), the projection is the same for all. A zero gradient keeps its weight in u.
+    by active sets, on the Gramian of the unit gradients, so that badly scaled gradients do no harm: the residual
+    |min(v - u, G v)| there, relative to the longest gradient in u, is 1e-9 or less, but for what rounding does to weights
+    above 1e6 (gradients opposite to each other up to 1e-6). Where several v are optimal (dependent gradients), the projection
+    is the same for all. A zero gradient keeps its weight in u.
 
     Args:
         gramian: float64 [P, P]; what makes it indefinite (rounding) is cut off.
@@ -75,7 +75,7 @@ def _enumerated(cosines: Array, scaled: Array) -> tuple[Array, Mask]:
     """All problems of few tasks: for each, of all chosen sets the one that comes closest to the conditions."""
     members, pairs, ridge = _subsets(len(cosines))
     points = -(members[:, None] * (scaled @ cosines)) @ np.linalg.inv(pairs * cosines + ridge)
-    residuals = np.maximum(_residual(cosines, scaled, points), -points.min(2))
+    residuals = _residual(cosines, scaled, points)
     best = residuals.argmin(0)
     every = np.arange(len(scaled))
     return points[best, every].clip(0), residuals[best, every] <= CERTIFIED
@@ -141,8 +141,8 @@ def _refine(cosines: Array, scaled: Array, point: Array, chosen: Mask, inverse: 
 
 
 def _residual(cosines: Array, scaled: Array, point: Array) -> Array:
-    products = (scaled + point) @ cosines
-    return np.asarray(np.maximum(-products.min(-1), (point * np.abs(products)).max(-1)))
+    """Largest of |min(x, w)|."""
+    return np.asarray(np.abs(np.minimum(point, (scaled + point) @ cosines)).max(-1))
 
 
 def _alone(cosines: Array, scaled: Array) -> Array:

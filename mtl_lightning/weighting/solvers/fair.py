@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtl_lightning.weighting.solvers.scaling import Array, Scaled, scaled
-from mtl_lightning.weighting.solvers.simplex import min_norm
+from mtl_lightning.weighting.solvers.simplex import Hull, share
 
 TOLERANCE = 1e-12
 NULL = 1e-12
 ROUGH = 1e-4
 STEPS = 200
+HALVINGS = 50
 SETTLED = 1e-20
+SUSPECT = 1e-6
+RIDGE = 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Fair:
     Attributes:
         weights: [P]; 0 for tasks without a gradient.
         residual: the largest |w^(1/alpha) * (G w) - 1| over the others.
-        stationary: some convex combination of the gradients vanishes: there is no solution, and the weights are those of the
-            shortest combination, sum 1.
+        stationary: some convex combination of the gradients vanishes: there is no solution, and the weights are those of such
+            a combination, sum 1.
     """
 
     weights: Array
@@ -46,32 +49,42 @@ def fair(gramian: Array, alpha: float, max_norm: float | None = None) -> Fair:
     if not len(problem.kept):
         return Fair(np.full(problem.size, 1 / problem.size), np.inf, True)
     x, residual = newton(problem, alpha)
-    if x is not None and residual > ROUGH:
+    if ROUGH < residual < np.inf:
         problem = problem.semidefinite()
         x, residual = newton(problem, alpha)
-    if x is None:
-        return Fair(problem.spread(min_norm(problem)), np.inf, True)
+    if residual == np.inf:
+        weights: Array = problem.scale * x
+        return Fair(problem.spread(weights / float(weights.sum())), residual, True)
     if max_norm is not None:
         x = x * min(1.0, max_norm / float(np.sqrt(x @ problem.matrix @ x)))
     return Fair(problem.spread(problem.scale * x), residual, False)
 
 
-def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
-    """The solution in the scaled variables x = w / scale and its residual; None where none exists.
+def shortest(problem: Scaled) -> Array:
+    """The convex combination of the gradients, all brought to one norm, that is shortest."""
+    unit = Scaled(problem.matrix, np.ones(len(problem.kept)), problem.kept, problem.size)
+    return share(problem, Hull(unit).solve()[0])
+
+
+def newton(problem: Scaled, alpha: float) -> tuple[Array, float]:
+    """The solution in the scaled variables x = w / scale and its residual; or a vanishing combination and infinity.
 
     It is the minimum of the convex f(w) = w^T G w / 2 - sum of w^p / p, p = 1 - 1/alpha (for alpha = 1 of log w); in x it fulfils
-    A x = c x^(-1/alpha) with the unit Gramian A and c = scale^p. Each round takes the best multiple of x, which has a closed
-    form; then for large alpha a leap of the weights that have to shrink by far to where they fulfil their equations, if that
-    lowers f; else a Newton step, halved while it passes the minimum along its line. Rounding limits the residual to about
-    1e-16 max(x)^2; near that, the products are taken in extended precision where the machine has it. f has no minimum if a
-    convex combination of the gradients vanishes; then x grows without bound, and at x^T A x <= 1e-12 x^T x the search ends.
+    A x = c x^(-1/alpha) with the unit Gramian A and c = scale^p (times a constant that only multiplies x). Each round takes the
+    best multiple of x, which has a closed form; then for large alpha a leap of the weights that have to shrink by far to where
+    they fulfil their equations, if that lowers f; else a Newton step, halved while it passes the minimum along its line.
+    Rounding limits the residual to about 1e-16 max(x)^2; near that, the products are taken in extended precision where the
+    machine has it. f has no minimum if a convex combination of the gradients vanishes; then x grows without bound. Once
+    x^T A x <= 1e-6 x^T x that is looked into, and at 1e-12 it is taken for granted.
     """
     matrix = problem.matrix
     power = 1 - 1 / alpha
-    constant = problem.scale**power
-    x = constant ** (1 / (1 + 1 / alpha))
+    middle = float(np.exp(np.log(problem.scale).mean()))
+    constant = (problem.scale / middle) ** power
+    x = constant ** (alpha / (1 + alpha))
     best, least, stalled, settled = x, np.inf, 0, 0
     exact: NDArray[np.longdouble] | None = None
+    suspected, null = False, x
 
     def objective(x: Array) -> float:
         gain = np.log(x) if power == 0 else x**power / power
@@ -80,8 +93,13 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
     for _ in range(STEPS):
         image = matrix @ x
         energy = x @ image
+        if energy <= SUSPECT * (x @ x) and not suspected:
+            suspected = True
+            null = shortest(problem)
+            if null @ matrix @ null <= NULL * (null @ null):
+                return null, np.inf
         if energy <= NULL * (x @ x):
-            return None, np.inf
+            return null, np.inf
         x = ((constant * x**power).sum() / energy) ** (1 / (2 - power)) * x
         image = matrix @ x if exact is None else (exact @ x).astype(np.float64)
         wanted = constant * x ** (-1 / alpha)
@@ -103,7 +121,7 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
                 x = leap
                 continue
         hessian = matrix.copy()
-        hessian.flat[:: len(x) + 1] += wanted / (alpha * x)
+        hessian.flat[:: len(x) + 1] += wanted / (alpha * x) + RIDGE * len(x)
         direction = np.linalg.solve(hessian, -gradient)
         decrement = -(gradient @ direction)
         settled += bool(decrement < SETTLED * (x @ image))
@@ -111,7 +129,9 @@ def newton(problem: Scaled, alpha: float) -> tuple[Array | None, float]:
         length = 1.0 if reach < 0.95 else 0.95 / reach
         if decrement > 1e-8:
             moved = matrix @ direction
-            while (image + length * moved - constant * (x + length * direction) ** (-1 / alpha)) @ direction > decrement / 2:
+            for _ in range(HALVINGS):
+                if (image + length * moved - constant * (x + length * direction) ** (-1 / alpha)) @ direction <= decrement / 2:
+                    break
                 length /= 2
         x = x + length * direction
-    return best, least
+    return best * middle ** (power * alpha / (1 + alpha)), least

@@ -24,7 +24,7 @@ class Hull:
     A x_1 = const a - b with a^T x_1 = 0, it is x_0 + s x_1, where s = |J^T w| / k gives s^2 = |x_0|^2 / (k^2 - |x_1|^2);
     if the bracket is not positive, F falls along x_1 for ever. The method goes from face to face, F decreasing, as Wolfe's
     does (Finding the nearest point in a polytope, Mathematical Programming 1976), but begins with all tasks and adds several
-    at a time as long as that decreases F. A ridge of the size of rounding makes equal gradients share evenly.
+    at a time as long as that decreases F. A ridge of the size of rounding keeps the systems of equal gradients solvable.
 
     Args:
         problem: the Gramian, at least one row.
@@ -62,8 +62,12 @@ class Hull:
         room = self.radius**2 - float(along @ plain @ along)
         if room <= 1e-12 * self.radius**2:
             return along, 0.0
-        speed = math.sqrt(max(float(nearest @ plain @ nearest), NULL) / room)
+        speed = math.sqrt(max(float(nearest @ plain @ nearest), self.null(nearest)) / room)
         return nearest + speed * along, speed
+
+    def null(self, x: Array) -> float:
+        """The squared norm of a combination below which it is rounding."""
+        return NULL + 64 * EPSILON * float(x @ x)
 
     def peel(self, face: Face) -> tuple[Face, Array, float]:
         """Leave out what the face's minimiser does not want until it wants all that is left."""
@@ -124,7 +128,7 @@ class Hull:
         """The relative duality gap of the min-norm problem; 0 where the norm is rounding."""
         image = self.matrix @ x
         norm = float(x @ image)
-        return 0.0 if norm <= NULL else (norm - float((image / self.a).min())) / norm
+        return 0.0 if norm <= self.null(x) else (norm - float((image / self.a).min())) / norm
 
     def sharpen(self, x: Array) -> Array:
         """Keep the products of long gradients with the min-norm point on the safe side of rounding.
@@ -151,12 +155,22 @@ class Hull:
         return best
 
 
+def share(problem: Scaled, x: Array) -> Array:
+    """Give equal gradients equal weights; only their sum matters to the direction."""
+    diagonal = problem.matrix.diagonal()
+    twins = diagonal[:, None] + diagonal - 2 * problem.matrix <= 64 * EPSILON
+    if np.count_nonzero(twins) == len(x):
+        return x
+    twins &= problem.scale[:, None] == problem.scale
+    return np.asarray((twins @ x) / twins.sum(1), dtype=np.float64)
+
+
 def min_norm(problem: Scaled) -> Array:
     """Weights [K] >= 0 with sum 1 whose combination of the gradients is shortest.
 
     The relative duality gap (w^T G w - min of G w) / w^T G w is at most 1e-6 wherever the shortest combination is longer than
-    1e-5 times the shortest gradient; below that its length is rounding. A Gramian that rounding left indefinite (of gradients in
-    float32, say) is made semidefinite first where that matters.
+    1e-5 times the shortest gradient and 1e-7 times the longest summand; below that its length is rounding. A Gramian that
+    rounding left indefinite (of gradients in float32, say) is made semidefinite first where that matters.
 
     Args:
         problem: the Gramian, at least one row.
@@ -166,7 +180,7 @@ def min_norm(problem: Scaled) -> Array:
     if hull.gap(x) > 1e-6:
         hull = Hull(problem.semidefinite())
         x = hull.sharpen(hull.solve()[0])
-    weights: Array = hull.a * x
+    weights: Array = hull.a * share(problem, x)
     return weights / float(weights.sum())
 
 
@@ -186,4 +200,4 @@ def averse(problem: Scaled, c: float) -> Array:
         return mean
     hull = Hull(problem, image / problem.scale, c * math.sqrt(squared))
     x, speed = hull.solve()
-    return mean + hull.a * x / speed
+    return mean + hull.a * share(problem, x) / speed

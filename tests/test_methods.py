@@ -1,0 +1,77 @@
+"""What must hold for every weighting method in training: two processes are as one, a checkpoint holds all state."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.methods import Run, at_features, methods
+from tests.two_processes import STEPS, cases
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What both processes end with."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "tests.two_processes"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder / "meet"), str(folder / "out")], cwd=Path(__file__).parents[1],
+                         stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in ranks:
+        _, error = process.communicate(timeout=400)
+        assert process.returncode == 0, error
+    return [torch.load(folder / f"out{rank}", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("name", "options"), cases(), ids=str)
+def test_two_processes_are_as_one(two: list[dict[str, dict[str, Tensor]]], name: str, options: dict[str, Any]) -> None:
+    first, second = (rank[str((name, options))] for rank in two)
+    for key, value in first.items():
+        assert torch.equal(value.nan_to_num(7.5), second[key].nan_to_num(7.5)), f"replicas differ in {key}"
+    one = Run(name, **options).go(STEPS).state()
+    assert {key for key in first if not key.startswith("single.")} == one.keys()
+    for key, value in one.items():
+        assert torch.allclose(value.double(), first[key].double(), rtol=1e-9, atol=1e-9, equal_nan=True), key
+    single = Run(name, dtype=torch.float32, **options).go(1).state()
+    for key, value in single.items():
+        scale, theirs = float(value.double().nan_to_num().abs().max()), first[f"single.{key}"].double()
+        assert torch.allclose(value.double(), theirs, rtol=1e-4, atol=1e-4 * scale, equal_nan=True), key
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_checkpoint_holds_all_state(name: str) -> None:
+    options = {"update_every": 2} if at_features(name) else {}
+    whole = Run(name, **options).go(7).state()
+    before = Run(name, **options).go(4)
+    after = Run(name, **options)
+    after.model.load_state_dict(before.model.state_dict())
+    after.method.load_state_dict(before.method.state_dict())
+    if after.training.engine is not None and before.training.engine is not None:
+        after.training.engine.load_state_dict(before.training.engine.state_dict())
+    after.step = before.step
+    found = after.go(3).state()
+    for key, value in whole.items():
+        assert torch.equal(value.nan_to_num(7.5), found[key].nan_to_num(7.5)), key
+
+
+@pytest.mark.parametrize("name", methods())
+def test_it_learns(name: str) -> None:
+    run = Run(name)
+    start = run.state()
+    run.go(3)
+    assert all(bool(value.isfinite().all()) for key, value in run.state().items() if key.startswith("model"))
+    moved = {
+        key.split(".")[1] for key, value in run.state().items() if key.startswith("model") and not torch.equal(value, start[key])
+    }
+    assert moved == {"architecture", "heads"}
+    assert not run.said
+
+
+def test_some_methods_work_at_features_and_some_cannot() -> None:
+    assert at_features("NashMTL") and not at_features("GradDrop") and not at_features("FAMO")

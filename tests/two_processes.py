@@ -1,0 +1,47 @@
+"""Trains with every method on one of two processes: rank, file to meet at, file for the result."""
+
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tests.methods import Run, at_features, methods
+
+STEPS = 10
+
+
+def total(tensor: Tensor) -> Tensor:
+    found = tensor.detach().clone().contiguous()
+    dist.all_reduce(found)
+    return found
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    """Each method over parameters; those that can also at features and with weights that are used twice."""
+    found: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in methods()]
+    found += [(name, {"gradients": "features"}) for name in methods() if at_features(name)]
+    return [
+        *found,
+        ("NashMTL", {"update_every": 3}),
+        ("UPGrad", {"update_every": 2, "gradients": "features"}),
+        ("UW", {"watch_every": 2}),
+    ]
+
+
+def main() -> None:
+    rank, meeting, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    result = {}
+    for name, options in cases():
+        result[str((name, options))] = Run(name, rank, 2, total, **options).go(STEPS).state()
+        single = Run(name, rank, 2, total, dtype=torch.float32, **options).go(1).state()
+        result[str((name, options))] |= {f"single.{key}": value for key, value in single.items()}
+    torch.save(result, f"{out}{rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
