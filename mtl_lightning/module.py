@@ -128,9 +128,9 @@ class MultiTaskModule(pl.LightningModule):
         wants = self.weighting.from_gradients is not None or self.weighting.extra_batches or self._engine.watch_every
         if wants and not (strategy is None or isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
             raise ConfigError(
-                f"trainer.strategy is {type(strategy).__name__}, and model.weighting {type(self.weighting).__name__} takes gradients "
-                "of each task, for which every process must hold all parameters; set trainer.strategy to ddp, or take a weighting "
-                "from losses"
+                f"trainer.strategy is {type(strategy).__name__}, and model.weighting {type(self.weighting).__name__} takes the "
+                "gradients of each task, for which every process must hold all parameters; set trainer.strategy to ddp, or take "
+                "a weighting from losses"
             )
 
     def _surroundings(self) -> Surroundings:
