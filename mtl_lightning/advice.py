@@ -190,6 +190,8 @@ def _wrong_value(message: str, sources: Sequence[Source]) -> str | None:
     if not keys or not names:
         return None
     kinds = sorted({"null" if name == "NoneType" else name for name in names}, key=lambda name: name == "null")
+    if kinds == ["null"]:  # a class is expected, too: the message says what is wrong with it
+        return None
     ending = f".{keys[-1]}" if len(keys) > 1 else ""
     found = [
         (source, key, value)

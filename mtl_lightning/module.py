@@ -7,13 +7,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
-from mtl_lightning.data.loader import FurtherBatches
+from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.encoders.base import Encoder
@@ -21,12 +22,13 @@ from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.freeze import Freeze, Freezer
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
-from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, TaskResult, score
+from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, TaskResult
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.monitor import check_monitor, check_tuned
 from mtl_lightning.optimization import Optimization, parameter_groups
 from mtl_lightning.penalties import Penalty, choose_penalties
 from mtl_lightning.predictor import forward_each
+from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import Task
@@ -96,8 +98,7 @@ class MultiTaskModule(pl.LightningModule):
         self._freeze = freeze
         self._freezer: Freezer | None = None
         self._logged = -1
-        self._streams: dict[int, FurtherBatches] = {}
-        self._positions: dict[int, dict[str, int]] = {}
+        self._streams = Streams()
 
     def configure_model(self) -> None:
         """Build the network: only now class names and vector sizes are known from the training labels."""
@@ -113,12 +114,24 @@ class MultiTaskModule(pl.LightningModule):
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
         self.weighting.prepare([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
         penalties = choose_penalties(self._penalties, self.model, self.configured)
+        self._check_strategy()
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings())
         self.engine = self._training.engine
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+
+    def _check_strategy(self) -> None:
+        # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
+        strategy = None if self._trainer is None else self._trainer.strategy
+        wants = self.weighting.from_gradients is not None or self.weighting.extra_batches or self._engine.watch_every
+        if wants and not (strategy is None or isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
+            raise ConfigError(
+                f"trainer.strategy is {type(strategy).__name__}, and model.weighting {type(self.weighting).__name__} takes the "
+                "gradients of each task, for which every process must hold all parameters; set trainer.strategy to ddp, or take "
+                "a weighting from losses"
+            )
 
     def _surroundings(self) -> Surroundings:
         trainer = self._trainer
@@ -175,22 +188,20 @@ class MultiTaskModule(pl.LightningModule):
         assert self._training is not None
         self._log_step(self._training.backward(loss, self._scaled))
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Methods that look at a batch again after the optimizer's step do so, before anything is saved."""
+        super().optimizer_step(*args, **kwargs)
+        if self._training is not None:
+            self._training.finish()
+
     def _further(self, number: int) -> Batch:
-        if number not in self._streams:
-            stream = self._streams[number] = self.trainer.datamodule.further_batches(number + 1)  # type: ignore[attr-defined]
-            if number in self._positions:
-                stream.load_state_dict(self._positions.pop(number))
-        batch: Batch = self.transfer_batch_to_device(next(self._streams[number]), self.device, 0)
+        opened = self.trainer.datamodule.further_batches  # type: ignore[attr-defined]
+        batch: Batch = self.transfer_batch_to_device(self._streams.next(number, opened), self.device, 0)
         return batch
 
     @property
     def _scaled(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Methods that look at a batch again after the optimizer's step do so."""
-        if self._training is not None:
-            self._training.finish()
 
     def _importance(self) -> dict[str, float]:
         return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
@@ -226,17 +237,7 @@ class MultiTaskModule(pl.LightningModule):
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
-        importance, values = self._importance(), taken.losses.values.tolist()
-        names, shown = list(importance), dict.fromkeys(importance, 0.0)
-        for position in taken.losses.present.tolist():
-            self.latest[names[position]] = values[position] / importance[names[position]]
-        for position, weight in taken.weights.items():
-            shown[names[position]] = weight * importance[names[position]]
-        record = {f"step/{name}/loss": self.latest[name] for name in names if name in self.latest}
-        record |= {f"weight/{name}": weight for name, weight in shown.items()}
-        record |= {f"penalty/{name}": float(value.detach()) for name, value in taken.penalties.items()}
-        if self.engine is not None:
-            record |= self.engine.balance.record()
+        record = step_record(taken, self._importance(), self.latest, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
@@ -260,14 +261,9 @@ class MultiTaskModule(pl.LightningModule):
         if not self.trainer.is_last_batch:
             return
         losses, rows = self.train_losses.compute()
-        seen = rows > 0
-        importance = losses.new_tensor(list(self._importance().values()))
-        record = {f"train/{name}/loss": float(losses[task]) for task, name in enumerate(self.tasks) if seen[task]}
-        record |= {f"train/{name}/rows": float(rows[task]) for task, name in enumerate(self.tasks)}
-        if self.engine is not None:
-            record |= self.engine.balance.meter.epoch_record()
-        self._report(record | {"train/loss": float((losses * importance)[seen].sum())})
-        self.weighting.epoch_end(losses * importance, seen)
+        weighted = losses * losses.new_tensor(list(self._importance().values()))
+        self._report(epoch_record(self._importance(), losses, weighted, rows, self.engine))
+        self.weighting.epoch_end(weighted, rows > 0)
         self._step_plateau()
 
     def _step_plateau(self) -> None:
@@ -309,15 +305,7 @@ class MultiTaskModule(pl.LightningModule):
         self.results[split] = results
         if self.trainer.sanity_checking:
             return
-        record: dict[str, float] = {}
-        for name, result in results.items():
-            record |= {f"{split}/{name}/{key}": value for key, value in result.values.items()}
-            record[f"{split}/{name}/count"] = float(result.count)
-        main = {name: result for name, result in results.items() if not result.auxiliary}
-        if (value := score(results)) is not None:
-            losses = [self._importance()[name] * result.values["loss"] for name, result in main.items()]
-            record |= {f"{split}/loss": sum(losses), f"{split}/score": value}
-        self._report(record)
+        self._report(split_record(split, results, self._importance()))
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""
@@ -335,15 +323,13 @@ class MultiTaskModule(pl.LightningModule):
             check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
-        self._positions = dict(checkpoint.get("mtl_further", {})) if training else {}
+        self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how optimizer and schedule were configured, values that a plateau's schedule has not seen, and further batches."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
-        if self._streams or self._positions:
-            streams = {number: stream.state_dict() for number, stream in self._streams.items()}
-            checkpoint["mtl_further"] = self._positions | streams
+        checkpoint["mtl_further"] = self._streams.state_dict()
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""

@@ -18,6 +18,7 @@ PETS = ["--data.init_args.root={pets}", "--data.init_args.manifest=partial.csv",
 FOLDER = ["--data.init_args.root={pets}/folders", "--data.init_args.batch_size=4", "--data.init_args.image_size=32"]
 SMALL = {
     "scenes": SCENES,
+    "scenes_gradients": SCENES,
     "scenes_wandb": SCENES,
     "pets": PETS,
     "pets_finetune": [*PETS, "--data.init_args.image_size=64"],

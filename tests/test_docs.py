@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from mtl_lightning import weighting
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
 from tests.data.folders import write_folders
@@ -25,6 +26,7 @@ SCENES = ["--data.init_args.train_size=32", "--data.init_args.val_size=16", "--d
           "--data.init_args.num_workers=0"]  # fmt: skip
 SMALL = {
     "configs/scenes.yaml": SCENES,
+    "configs/scenes_gradients.yaml": SCENES,
     "configs/kinds.yaml": SCENES,
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
@@ -90,8 +92,10 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
         if not any(part in command for part in SLOW):
             monkeypatch.delenv("MTL_LIGHTNING_RUN", raising=False)
             main(arguments(command))
-    for run in ("scenes", "pets", "scenes-uw", "depth-alone", "noise"):
+    for run in ("scenes", "pets", "scenes-uw", "depth-alone", "noise", "scenes-nash", "scenes-combined", "even-norms"):
         assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
+    for run in ("scenes-nash", "scenes-watched", "scenes_gradients", "even-norms"):
+        assert (place / "runs" / run / "gradients.png").exists(), run
     runpy.run_path(str(place / "deploy.py"))
     assert (place / "predicted/predictions.csv").exists()
     assert (place / "pets-predicted/contact_sheet.png").exists()
@@ -126,6 +130,33 @@ def test_the_head_of_the_docs_does_not_see_padding(place: Path) -> None:
     valid[:, :, :4, :5] = 1
     filled = Features(F.pad(picture, (0, 3, 0, 2)), valid)
     torch.testing.assert_close(head([filled], (6, 8)), head([Features(picture)], (4, 5)))
+
+
+def test_the_gradient_method_of_the_docs(place: Path) -> None:
+    method = runpy.run_path(str(place / "my_gradients.py"))["EvenNorms"]()
+    gramian = torch.diag(torch.tensor([1.0, 9.0, 0.0], dtype=torch.float64))
+    assert method(gramian).tolist() == pytest.approx([4 / 3, 4 / 9, 0])
+
+
+def test_all_methods_are_listed() -> None:
+    """In the tables of docs/weighting.md and in the README."""
+    bases = {"Weighting", "LossWeighting", "GradientWeighting", "Combined", "Probe", "TaskInfo"}
+    for page in (ROOT / "README.md", ROOT / "docs" / "weighting.md"):
+        missing = {
+            f"`{name}`" for name in set(weighting.__all__) - bases - {"TorchJD"} if f"`{name}`" not in page.read_text("utf-8")
+        }
+        assert not missing, page
+
+
+def test_what_the_table_says_of_methods() -> None:
+    """Which losses heads learn from, and who changes gradients."""
+    page = (ROOT / "docs" / "weighting.md").read_text(encoding="utf-8").partition("## Methods from gradients")[2]
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if re.match(r"\| `\w+` \|", line)]
+    heads = {"weighted": "weighted", "unweighted": "own"}
+    for _, name, _, needs, learns, *_ in rows:
+        method = getattr(weighting, name.strip("`"))
+        if issubclass(method, weighting.GradientWeighting):
+            assert (learns, "rows" in needs) == (heads[method.heads], method.needs_rows), name
 
 
 def test_the_loss_of_the_docs_counts_known_numbers_alone(place: Path) -> None:

@@ -300,6 +300,18 @@ def test_rows_see_gradients_without_the_loss_scale() -> None:
     same(gradients(model), doubled)
 
 
+def test_rows_keep_their_places_while_stages_are_frozen() -> None:
+    model, tasks = network()
+    method = Doubled()
+    step, frozen = training(model, tasks, method), list(model.architecture.encoder.stages[0].parameters())
+    step.around = step.around._replace(frozen=lambda: frozen)
+    take(step, batch_of(tasks))
+    size = sum(parameter.numel() for parameter in frozen)
+    assert bool((method.kept[:, :size] == 0).all()) and bool((method.kept[:, size:] != 0).any())
+    found = gradients(model)
+    assert all((value is None) == name.startswith("architecture.encoder.stages.0") for name, value in found.items())
+
+
 def test_over_the_last_layer_the_whole_trunk_learns() -> None:
     model, tasks = network()
     method = Given()

@@ -4,27 +4,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtl_lightning.analysis.balancing import TOGETHER, draw_weights, weights_of
+from mtl_lightning.analysis.figures import TRAIN, VAL, clean, plain, save
 from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.drawing import short, show_image
 
-plain = matplotlib.rc_context({"text.parse_math": False})
-"""Names are names: a ``$`` in one begins no formula."""
-TRAIN, VAL = "#9aa4b2", "#0969da"
 CELL = 1.4
 """Inches of a square cell."""
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; no window system and no global state."""
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
 
 
 @plain
@@ -60,15 +51,11 @@ def curves(metrics: Path, tasks: Mapping[str, Task], path: Path) -> None:
     left, right = axes[-1]
     draw(left, "val/score", "score", VAL)
     left.set_title("score: mean skill over the trivial predictor", fontsize=9, loc="left")
-    for position, name in enumerate(tasks):
-        draw(right, f"weight/{name}", name, f"C{position}")
+    draw_weights(right, weights_of(table, list(tasks)))
     right.set_title("weights", fontsize=9, loc="left")
     for place in axes.flat:
-        place.grid(alpha=0.25)
-        place.tick_params(labelsize=7)
-        for side in ("top", "right"):
-            place.spines[side].set_visible(False)
-        if place.get_legend_handles_labels()[0]:
+        clean(place)
+        if 0 < len(place.get_legend_handles_labels()[0]) <= TOGETHER:
             place.legend(fontsize=7, frameon=False)
     for place in axes[-1]:
         place.set_xlabel("step", fontsize=8)

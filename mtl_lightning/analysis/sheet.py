@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mtl_lightning.analysis.figures import plain, save
 from mtl_lightning.analysis.pictures import cells as cell_grid
-from mtl_lightning.analysis.pictures import legend, plain, save
+from mtl_lightning.analysis.pictures import legend
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.drawing import short, show_image
 

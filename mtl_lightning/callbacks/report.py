@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from mtl_lightning.analysis.balancing import balancing
 from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
 from mtl_lightning.analysis.tables import Summary, caption, markdown_table, rich_table, summarize
 from mtl_lightning.storage import replace_text, writing
@@ -91,13 +92,11 @@ class Report(Callback):
         # A run that had come to its end already has trained no epoch now.
         losses = summary["train"] = losses or summary.get("train", {})
         replace_text(file, json.dumps(summary, indent=2) + "\n")
-        if (self.folder / "metrics.csv").exists():
-            curves(self.folder / "metrics.csv", dict(module.tasks.items()), self.folder / "curves.png")
+        self._training_pictures(dict(module.tasks.items()))
         lines = ["Nothing was validated. The last epoch's training losses:", ""]
         lines += [f"- {key}: {value:.4g}" for key, value in losses.items() if key.endswith("/loss")]
-        replace_text(
-            self.folder / "summary.md", "\n".join([f"# {self.folder.name}", "", *lines, "", "![curves](curves.png)", ""])
-        )
+        page = "\n\n".join([f"# {self.folder.name}", "\n".join(lines), *self._links()])
+        replace_text(self.folder / "summary.md", page + "\n")
 
     def _page(self, summary: dict[str, Summary]) -> str:
         parts = [f"# {self.folder.name}"]
@@ -105,8 +104,10 @@ class Report(Callback):
             if split not in TITLES:
                 continue
             parts.append(f"## {TITLES[split].capitalize()} of {part['checkpoint']}\n\n{markdown_table(part)}")
-        parts += [f"![{path.stem}]({path.name})" for path in sorted(self.folder.glob("*.png"))]
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join([*parts, *self._links()]) + "\n"
+
+    def _links(self) -> list[str]:
+        return [f"![{path.stem}]({path.name})" for path in sorted(self.folder.glob("*.png"))]
 
     def _pictures(self, split: str, module: Any, tasks: dict[str, Task]) -> None:
         if self._rows:
@@ -115,8 +116,13 @@ class Report(Callback):
             values = {key: torch.tensor(value) for key, value in result.values.items()} | result.tensors
             for picture, draw in tasks[name].plots(values).items():
                 plot(draw, name, picture, self.folder / f"{name}_{picture}_{split}.png")
-        if (self.folder / "metrics.csv").exists():
-            curves(self.folder / "metrics.csv", tasks, self.folder / "curves.png")
+        self._training_pictures(tasks)
+
+    def _training_pictures(self, tasks: dict[str, Task]) -> None:
+        metrics = self.folder / "metrics.csv"
+        if metrics.exists():
+            curves(metrics, tasks, self.folder / "curves.png")
+            balancing(metrics, list(tasks), self.folder)
 
 
 def spread(number: int, batches: int, batch_idx: int, rows: int) -> list[int]:

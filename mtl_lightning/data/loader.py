@@ -236,3 +236,32 @@ class FurtherBatches:
         """Go on from there."""
         self.loader.load_state_dict(state)
         self._batches = None
+
+
+class Streams:
+    """Further batches by number, opened when they are first asked for.
+
+    Args:
+        positions: how far each was, from a checkpoint.
+    """
+
+    def __init__(self, positions: Mapping[int, dict[str, int]] | None = None) -> None:
+        self._open: dict[int, FurtherBatches] = {}
+        self._positions = dict(positions or {})
+
+    def next(self, number: int, opened: Callable[[int], FurtherBatches]) -> Batch:
+        """The next batch of a stream.
+
+        Args:
+            number: of the stream, from 0.
+            opened: gives stream number + 1 of the data.
+        """
+        if number not in self._open:
+            self._open[number] = opened(number + 1)
+            if number in self._positions:
+                self._open[number].load_state_dict(self._positions.pop(number))
+        return next(self._open[number])
+
+    def state_dict(self) -> dict[int, dict[str, int]]:
+        """How far each is."""
+        return self._positions | {number: stream.state_dict() for number, stream in self._open.items()}

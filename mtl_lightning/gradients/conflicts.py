@@ -29,18 +29,20 @@ class ConflictMeter(nn.Module):
 
     norm_sum: Tensor
     cosine_sum: Tensor
-    negative: Tensor
     together: Tensor
+    latest: Tensor
+    latest_seen: Tensor
     steps: Tensor
     conflicting: Tensor
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
         self.tasks, size = list(tasks), len(tasks)
-        self.latest: tuple[list[int], Tensor] = ([], torch.zeros(0, 0))
         self.register_buffer("norm_sum", torch.zeros(size))
-        for name in ("cosine_sum", "negative", "together"):
+        for name in ("cosine_sum", "together"):
             self.register_buffer(name, torch.zeros(size, size))
+        self.register_buffer("latest", torch.zeros(size, size))
+        self.register_buffer("latest_seen", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("steps", torch.zeros(()))
         self.register_buffer("conflicting", torch.zeros(()))
 
@@ -51,23 +53,25 @@ class ConflictMeter(nn.Module):
             gramian: float64 [P, P] on the CPU.
             present: positions of its tasks.
         """
-        self.latest = (list(present), gramian)
         if not present:
             return
         found = cosines(gramian)
         places = torch.tensor(list(present), device=self.steps.device)
         grid = (places[:, None], places[None, :])
         moved = found.to(self.cosine_sum)
+        self.latest[grid] = gramian.to(self.latest)
+        self.latest_seen.zero_()
+        self.latest_seen[places] = True
         self.norm_sum[places] += gramian.diagonal().clamp_min(0).sqrt().to(self.norm_sum)
         self.cosine_sum[grid] += moved
-        self.negative[grid] += (moved < 0).to(moved)
         self.together[grid] += 1
         self.steps += 1
         self.conflicting += float((found < 0).any())
 
     def step_record(self) -> dict[str, float]:
         """The last observed step for the log."""
-        present, gramian = self.latest
+        present = self.latest_seen.nonzero()[:, 0].tolist()
+        gramian = self.latest[present][:, present]
         found, norms = cosines(gramian).tolist(), gramian.diagonal().clamp_min(0).sqrt().tolist()
         record = {f"gradient/norm/{self.tasks[task]}": norms[i] for i, task in enumerate(present)}
         for i, first in enumerate(present):
@@ -91,6 +95,6 @@ class ConflictMeter(nn.Module):
         return record
 
     def reset(self) -> None:
-        """Start a new epoch."""
-        for buffer in self.buffers():
+        """Start a new epoch; the last step stays."""
+        for buffer in (self.norm_sum, self.cosine_sum, self.together, self.steps, self.conflicting):
             buffer.zero_()

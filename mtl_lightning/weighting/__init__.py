@@ -1,4 +1,9 @@
-"""How much each task counts: one method a file."""
+"""How much each task counts: one method a file.
+
+Methods from losses derive from :class:`LossWeighting` and are asked before backward; those from gradients derive from
+:class:`GradientWeighting` and see the Gramian of the tasks' gradients; :class:`Combined` is one of each. All of them, with what
+they need and cost, are listed in ``docs/weighting.md``.
+"""
 
 from mtl_lightning.weighting.aligned import AlignedMTL
 from mtl_lightning.weighting.auto_lambda import AutoLambda

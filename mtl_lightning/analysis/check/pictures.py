@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtl_lightning.analysis.check.tallies import Shares, Tally
-from mtl_lightning.analysis.pictures import cells, legend, plain, save
+from mtl_lightning.analysis.figures import plain, save
+from mtl_lightning.analysis.pictures import cells, legend
 from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.drawing import short, show_image
