@@ -14,6 +14,8 @@ from mtl_lightning.encoders import SmallCNN
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.features import Features
 from mtl_lightning.gradients import EngineOptions
+from mtl_lightning.gradients.held import write
+from mtl_lightning.gradients.rows import BLOCK, gramian_of
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses
 from mtl_lightning.tasks import Classification, Regression, SemanticSegmentation
@@ -367,6 +369,21 @@ def test_gradients_of_a_method_that_needs_none_are_measured_on_request() -> None
     assert {f"train/gradient/cosine/{a}/{b}" for a, b in (("color", "level"), ("color", "mask"), ("level", "mask"))} <= set(
         record
     )
+
+
+@pytest.mark.parametrize("size", [5, BLOCK, 64 * BLOCK + 5])
+def test_the_gramian_of_long_rows_is_exact(size: int) -> None:
+    rows = torch.rand(3, size, generator=torch.Generator().manual_seed(0))
+    wide = rows.double()
+    assert torch.allclose(gramian_of(rows), wide @ wide.T, rtol=1e-6, atol=0)
+
+
+def test_two_parameters_never_share_the_memory_of_their_gradient() -> None:
+    first, second = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    one = torch.ones(3)
+    write({first: one, second: one})
+    first.grad.mul_(2)  # type: ignore[union-attr]
+    assert second.grad.tolist() == [1.0] * 3  # type: ignore[union-attr]
 
 
 def test_what_does_not_go_together() -> None:

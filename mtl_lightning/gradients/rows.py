@@ -58,7 +58,7 @@ def gramian_of(rows: Tensor) -> Tensor:
         return rows @ rows.T
     if exact:
         count = rows.shape[1] // BLOCK
-        blocks, rest = rows[:, : count * BLOCK].unflatten(1, (count, BLOCK)).transpose(0, 1), rows[:, count * BLOCK :]
+        blocks, rest = rows[:, : count * BLOCK].reshape(len(rows), count, BLOCK).transpose(0, 1), rows[:, count * BLOCK :]
         return torch.bmm(blocks, blocks.transpose(1, 2)).sum(0, dtype=torch.float64) + rest @ rest.T
     total = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     for block in torch.split(rows, 1 << 20, dim=1):
