@@ -1,6 +1,6 @@
 """What weighting methods look at beside a step's own losses: further batches before it, its own batch after it. Pure torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -71,41 +71,61 @@ class BatchProbe:
 class Revisit:
     """The losses of a step's batch, or its first rows, before and after the optimizer's step.
 
+    Of a part of the batch, the step's own predictions have other batch statistics and other dropout than a later look at it;
+    only where both turn out to be the same are they taken for the look before the step.
+
     Args:
         batch: of the step.
         share: of its rows, in (0, 1].
-        losses_of: a forward pass with its losses over all processes.
+        predict: a forward pass.
+        losses_of: the losses of predictions for a batch, over all processes.
         model: the network.
+        alone: whether its rows are known not to depend on each other or on random numbers; None if it is not known.
     """
 
-    def __init__(self, batch: Batch, share: float, losses_of: LossesOf, model: nn.Module) -> None:
-        rows = max(1, round(share * len(batch)))
-        self.whole = rows == len(batch)
-        self._batch = batch if self.whole else first_rows(batch, rows)
-        self._losses_of, self._model = losses_of, model
+    def __init__(
+        self,
+        batch: Batch,
+        share: float,
+        predict: Callable[[Batch], Mapping[str, Tensor]],
+        losses_of: Callable[[Mapping[str, Tensor], Batch], Losses],
+        model: nn.Module,
+        alone: bool | None,
+    ) -> None:
+        self.rows = max(1, round(share * len(batch)))
+        self.whole, self.alone = self.rows == len(batch), alone
+        self._batch = batch if self.whole else first_rows(batch, self.rows)
+        self._predict, self._losses_of, self._model = predict, losses_of, model
         self._dice = Dice(next(model.parameters()).device)
-        # Of the whole batch the step's own losses are those before it. Of a part of it they would have other batch statistics
-        # and other dropout.
-        self._before = None if self.whole else self._look()
+        self._first = None if self.whole or alone else self._look()
+        self._before: Losses | None = None
 
-    def before(self, losses: Losses) -> None:
-        """The step's own losses."""
+    def before(self, predictions: Mapping[str, Tensor], losses: Losses) -> None:
+        """The step's own predictions for the whole batch, and its losses."""
         if self.whole:
             self._before = losses
+            return
+        mine = {name: value[: self.rows].detach() for name, value in predictions.items()}
+        if self.alone is None and self._first is not None:
+            self.alone = all(torch.allclose(mine[name], value, rtol=1e-4, atol=1e-5) for name, value in self._first.items())
+        with torch.no_grad():
+            chosen = mine if self.alone or self._first is None else self._first
+            self._before = self._losses_of(chosen, self._batch)
+        self._first = None
 
     def after(self) -> tuple[Tensor, Tensor, Tensor]:
         """Losses before and after the step, and the positions of their tasks; those that are no numbers are left out."""
-        first, second = self._before, self._look()
+        with torch.no_grad():
+            first, second = self._before, self._losses_of(self._look(), self._batch)
         assert first is not None, "before comes before after"
         pairs = torch.stack([first.values, second.values]).double().cpu()
-        places = torch.tensor(
-            [task for task in second.present.tolist() if bool(pairs[:, task].isfinite().all())], dtype=torch.long
-        )
+        finite = pairs.isfinite().all(0).tolist()
+        places = torch.tensor([task for task in second.present.tolist() if finite[task]], dtype=torch.long)
         return pairs[0, places], pairs[1, places], places
 
-    def _look(self) -> Losses:
+    def _look(self) -> Mapping[str, Tensor]:
         with torch.no_grad(), still(self._model), self._dice.again():
-            return self._losses_of(self._batch)
+            return self._predict(self._batch)
 
 
 def first_rows(batch: Batch, rows: int) -> Batch:

@@ -97,6 +97,7 @@ class Training:
         self.importance = {name: float(task.weight) for name, task in tasks.items()}
         self._penalties = penalties
         self._revisit: Revisit | None = None
+        self._alone: dict[tuple[bool, ...], bool | None] = {}
         self._step: Step | None = None
         self.engine: GradientEngine | None = None
         if weighting.from_gradients is not None or weighting.extra_batches or options.watch_every:
@@ -123,9 +124,14 @@ class Training:
         assert self._step is not None, "objective comes first"
         return self._step
 
-    def _look(self, batch: Batch) -> Losses:
+    def _predict(self, batch: Batch) -> dict[str, Tensor]:
         with self.around.context():
-            return self.losses(self.model(batch.inputs, batch.padding), batch)
+            return self.model(batch.inputs, batch.padding)  # type: ignore[no-any-return]
+
+    def _look(self, batch: Batch) -> Losses:
+        predictions = self._predict(batch)
+        with self.around.context():
+            return self.losses(predictions, batch)
 
     def _blocks(self, predictions: Mapping[str, Tensor], batch: Batch, blocks: int) -> list[dict[str, MaskedLoss]]:
         place = block_of_rows(len(batch), blocks, self.around.world, self.around.rank).to(batch.sizes.device)
@@ -134,6 +140,10 @@ class Training:
             labelled = {name: rows & (place == block) for name, rows in batch.labelled.items()}
             found.append(self.masked_losses(predictions, replace(batch, labelled=labelled)))
         return found
+
+    def _modes(self) -> tuple[bool, ...]:
+        """Which parts of the network train: batch norm and dropout depend on it."""
+        return tuple(module.training for module in self.model.modules())
 
     def prepare(self, batch: Batch, steps: bool = True) -> None:
         """What a method wants to see before a step.
@@ -150,7 +160,9 @@ class Training:
             frozen = self.around.frozen()
             self.weighting.explore(BatchProbe(batches, self._look, self.engine, self.model, frozen, self.around.lr()))
         share = self.weighting.revisit()
-        self._revisit = Revisit(batch, share, self._look, self.model) if share else None
+        if share:
+            alone = self._alone.get(self._modes())
+            self._revisit = Revisit(batch, share, self._predict, self.losses, self.model, alone)
 
     def objective(self, batch: Batch) -> Tensor:
         """The scalar to run backward from.
@@ -171,7 +183,8 @@ class Training:
         if bad and (engine is None or len(bad) == len(losses.present)):
             raise NotFinite(bad)
         if self._revisit is not None:
-            self._revisit.before(losses)
+            self._revisit.before(predictions, losses)
+            self._alone[self._modes()] = self._revisit.alone
         penalties = penalties_of(self._penalties, self.model)
         if engine is not None:
             self._step = Step(losses, {}, penalties)

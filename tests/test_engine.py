@@ -18,6 +18,7 @@ from mtl_lightning.gradients.held import write
 from mtl_lightning.gradients.rows import BLOCK, gramian_of
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses
+from mtl_lightning.probe import first_rows
 from mtl_lightning.tasks import Classification, Regression, SemanticSegmentation
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.training import NotFinite, Surroundings, Training
@@ -384,6 +385,49 @@ def test_two_parameters_never_share_the_memory_of_their_gradient() -> None:
     write({first: one, second: one})
     first.grad.mul_(2)  # type: ignore[union-attr]
     assert second.grad.tolist() == [1.0] * 3  # type: ignore[union-attr]
+
+
+class Seeing(Equal):
+    """Looks at half of each batch again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def revisit(self) -> float:
+        return 0.5
+
+    def revisited(self, before: Tensor, after: Tensor, present: Tensor) -> None:
+        self.pairs.append((before, after))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_part_of_the_batch_is_seen_before_and_after_the_step(norm: bool) -> None:
+    """Without batch norm and dropout the step's own predictions are those before it: one pass less from the second step on."""
+    model, tasks = network(norm=norm)
+    if not norm:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    method, batch = Seeing(), batch_of(tasks)
+    step, sizes = training(model, tasks, method), []
+    model.architecture.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0]["image"].tensor)))
+    for turn in range(2):
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        sizes.clear()
+        take(step, batch)
+        model.zero_grad()
+        step.finish()
+        assert torch.equal(*method.pairs[turn]), "nothing was learnt between the two looks"
+        assert len(sizes) == 3 - turn * (not norm)
+        assert sorted(sizes) == [2] * (len(sizes) - 1) + [4]
+        if turn == 0 and norm:
+            assert any(not torch.equal(value, before[name]) for name, value in model.named_buffers())
+    half = first_rows(batch, 2)
+    with torch.no_grad():
+        found = step.losses(model(half.inputs, None), half)
+    chosen = found.values.double()[found.present]
+    assert torch.allclose(method.pairs[-1][1], chosen, rtol=1e-12) or norm
 
 
 def test_what_does_not_go_together() -> None:
