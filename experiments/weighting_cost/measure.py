@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,13 @@ class Bench:
                 yield Row(section, f"{name}, {tasks} light heads", f"≤ {limit}", ratios(times, name, "Equal"), limit, note=note)
 
     def famo(self) -> Iterator[Row]:
-        shape, section = self.shape(3), "FAMO, 3 light heads: step over Equal's"
-        # Passes without gradient: the whole batch once more, or a quarter of it before and after the step.
-        forms = {"FAMO": (FAMO(), 1.40, 1.0), "FAMO, fraction 0.25": (FAMO(fraction=0.25), 1.15, 0.5)}
+        # Passes without gradient: the whole batch once more, or a quarter of it before and after the step; without batch norm
+        # and dropout the step's own pass is the one before.
+        yield from self._famo("FAMO, 3 light heads: step over Equal's", self.shape(3), 0.5)
+        yield from self._famo("The same without batch norm", replace(self.shape(3), norm=False), 0.25)
+
+    def _famo(self, section: str, shape: Shape, quarters: float) -> Iterator[Row]:
+        forms = {"FAMO": (FAMO(), 1.40, 1.0), "FAMO, fraction 0.25": (FAMO(fraction=0.25), 1.15, quarters)}
         made = {name: self.ours(shape, method) for name, (method, _, _) in forms.items()}
         times = self.time({"Equal": self.ours(shape, Equal()), "bare": Bare(shape, self.device, self.autocast), **made})
         share = statistics.median(f / (f + b) for f, b in zip(times["bare/F"], times["bare/B"], strict=True))

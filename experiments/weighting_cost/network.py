@@ -25,6 +25,7 @@ class Shape:
         width: of the hidden layers of heavy heads, or of the wide trunk.
         rows: of the batch.
         side: of its pictures.
+        norm: batch norm in the ``cnn`` trunk.
     """
 
     tasks: int
@@ -33,9 +34,12 @@ class Shape:
     width: int = 64
     rows: int = 16
     side: int = 64
+    norm: bool = True
 
 
-def block(before: int, after: int, stride: int = 1) -> list[nn.Module]:
+def block(before: int, after: int, stride: int = 1, norm: bool = True) -> list[nn.Module]:
+    if not norm:
+        return [nn.Conv2d(before, after, 3, stride, 1), nn.ReLU(inplace=True)]
     convolution = nn.Conv2d(before, after, 3, stride, 1, bias=False)
     return [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
 
@@ -46,7 +50,9 @@ def trunk(shape: Shape) -> nn.Sequential:
         return nn.Sequential(*stem, *(layer for _ in range(3) for layer in block(shape.width, shape.width)))
     strides = (1, 2, 2, 1, 2)
     before = (3, *CHANNELS)
-    return nn.Sequential(*(layer for i, stride in enumerate(strides) for layer in block(before[i], CHANNELS[i], stride)))
+    return nn.Sequential(
+        *(layer for i, stride in enumerate(strides) for layer in block(before[i], CHANNELS[i], stride, shape.norm))
+    )
 
 
 def head(shape: Shape) -> nn.Sequential:
