@@ -44,8 +44,11 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
         ["--model.weighting=NashMTL", "--trainer.gradient_clip_val=0.5"],
         ["--model.weighting=IMTL", "--model.engine.gradients=features", "--model.engine.update_every=2"],
         # The first half of an uneven batch is not the same rows on any number of processes.
-        ["--model.weighting=FAMO", "--model.weighting.init_args.fraction=0.5", "--data.init_args.rows=48"],
-        ["--model.weighting=MoDo", "--trainer.accumulate_grad_batches=2"],
+        pytest.param(
+            ["--model.weighting=FAMO", "--model.weighting.init_args.fraction=0.5", "--data.init_args.rows=48"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["--model.weighting=MoDo", "--trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
     ],
     ids=lambda more: " ".join(more),
 )

@@ -13,10 +13,8 @@ from tests.methods import Run, at_features, methods
 from tests.two_processes import STEPS, cases
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def two_processes(folder: Path) -> list[dict[str, dict[str, Tensor]]]:
     """What both processes end with."""
-    folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "tests.two_processes"]
     ranks = [
         subprocess.Popen([*command, str(rank), str(folder / "meet"), str(folder / "out")], cwd=Path(__file__).parents[1],
@@ -29,19 +27,34 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Te
     return [torch.load(folder / f"out{rank}", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize(("name", "options"), cases(), ids=str)
-def test_two_processes_are_as_one(two: list[dict[str, dict[str, Tensor]]], name: str, options: dict[str, Any]) -> None:
-    first, second = (rank[str((name, options))] for rank in two)
-    for key, value in first.items():
-        assert torch.equal(value.nan_to_num(7.5), second[key].nan_to_num(7.5)), f"replicas differ in {key}"
+def faults_of(name: str, options: dict[str, Any], first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
+    found = [
+        f"replicas differ in {key}"
+        for key, value in first.items()
+        if not torch.equal(value.nan_to_num(7.5), second[key].nan_to_num(7.5))
+    ]
     one = Run(name, **options).go(STEPS).state()
     assert {key for key in first if not key.startswith("single.")} == one.keys()
     for key, value in one.items():
-        assert torch.allclose(value.double(), first[key].double(), rtol=1e-9, atol=1e-9, equal_nan=True), key
+        if not torch.allclose(value.double(), first[key].double(), rtol=1e-9, atol=1e-9, equal_nan=True):
+            found.append(f"{key} after {STEPS} steps in float64")
     single = Run(name, dtype=torch.float32, **options).go(1).state()
     for key, value in single.items():
         scale, theirs = float(value.double().nan_to_num().abs().max()), first[f"single.{key}"].double()
-        assert torch.allclose(value.double(), theirs, rtol=1e-4, atol=1e-4 * scale, equal_nan=True), key
+        if not torch.allclose(value.double(), theirs, rtol=1e-4, atol=1e-4 * scale, equal_nan=True):
+            found.append(f"{key} after a step in float32")
+    return found
+
+
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    """Of every method, in one test: the two processes are started once."""
+    first, second = two_processes(tmp_path)
+    faults = {}
+    for name, options in cases():
+        key = str((name, options))
+        if found := faults_of(name, options, first[key], second[key]):
+            faults[key] = found
+    assert not faults
 
 
 @pytest.mark.parametrize("name", methods())
