@@ -237,7 +237,7 @@ class MultiTaskModule(pl.LightningModule):
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
-        record = step_record(taken, self._importance(), self.latest, self.engine)
+        record = step_record(taken, self._importance(), self.latest, self.weighting, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)

@@ -7,10 +7,15 @@ from torch import Tensor
 from mtl_lightning.gradients import GradientEngine
 from mtl_lightning.metrics.evaluation import TaskResult, score
 from mtl_lightning.training import Step
+from mtl_lightning.weighting import Weighting
 
 
 def step_record(
-    step: Step, importance: Mapping[str, float], latest: MutableMapping[str, float], engine: GradientEngine | None
+    step: Step,
+    importance: Mapping[str, float],
+    latest: MutableMapping[str, float],
+    weighting: Weighting,
+    engine: GradientEngine | None,
 ) -> dict[str, float]:
     """A step's losses without importance, weights with it, penalties, and what was last seen of the gradients.
 
@@ -18,6 +23,7 @@ def step_record(
         step: what was taken.
         importance: each task's fixed weight.
         latest: the last loss of each task, which is shown where it is absent; is brought up to date.
+        weighting: may have notes.
         engine: has seen gradients; None without.
     """
     values, names, shown = step.losses.values.tolist(), list(importance), dict.fromkeys(importance, 0.0)
@@ -28,6 +34,7 @@ def step_record(
     record = {f"step/{name}/loss": latest[name] for name in names if name in latest}
     record |= {f"weight/{name}": weight for name, weight in shown.items()}
     record |= {f"penalty/{name}": float(value.detach()) for name, value in step.penalties.items()}
+    record |= weighting.notes()
     return record if engine is None else record | engine.balance.record()
 
 

@@ -22,7 +22,7 @@ from mtl_lightning.probe import first_rows
 from mtl_lightning.tasks import Classification, Regression, SemanticSegmentation
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.training import NotFinite, Surroundings, Training
-from mtl_lightning.weighting import Equal, GradientWeighting, LossWeighting, TaskInfo, Weighting
+from mtl_lightning.weighting import UW, Combined, Equal, GradientWeighting, LossWeighting, NashMTL, TaskInfo, Weighting
 
 NAMES = ["color", "level", "mask"]
 LABELS = {"color": [torch.tensor(1)], "level": [torch.rand(2), torch.rand(2)], "mask": [torch.ones(4, 4).long()]}
@@ -385,6 +385,14 @@ def test_two_parameters_never_share_the_memory_of_their_gradient() -> None:
     write({first: one, second: one})
     first.grad.mul_(2)  # type: ignore[union-attr]
     assert second.grad.tolist() == [1.0] * 3  # type: ignore[union-attr]
+
+
+def test_opposite_gradients_are_told() -> None:
+    method = NashMTL()
+    method(torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64))
+    assert method.pareto_stationary and method.notes() == {"gradient/pareto_stationary": 1.0}
+    method(torch.eye(2, dtype=torch.float64))
+    assert not method.pareto_stationary and Combined(UW(), method).notes() == {"gradient/pareto_stationary": 1.0}
 
 
 class Seeing(Equal):

@@ -108,6 +108,10 @@ class Weighting(nn.Module):
             present: int64 [P], positions of the tasks with a label in these rows.
         """
 
+    def notes(self) -> dict[str, float]:
+        """What else the log of a step should hold, by name; equal after a resume."""
+        return {}
+
     @property
     def from_losses(self) -> "LossWeighting | None":
         """The part of the method that weighs losses before backward."""

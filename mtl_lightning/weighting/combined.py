@@ -68,6 +68,10 @@ class Combined(Weighting):
         for part in self._parts:
             part.epoch_end(losses, seen)
 
+    def notes(self) -> dict[str, float]:
+        """Of both."""
+        return self.losses.notes() | self.gradients.notes()
+
     def explore(self, probe: Probe) -> None:
         """Those that want further batches; they see the same ones."""
         for part in self._parts:

@@ -34,6 +34,7 @@ class NashMTL(GradientWeighting):
     heads: Literal["weighted", "unweighted"] = "weighted"
     pareto_stationary: bool = False
     """Whether the last Gramian had no solution."""
+    without_solution: Tensor
     residual: float = 0.0
     """Of the last solve, the largest |a * (G a) - 1|; infinite without a solution."""
 
@@ -42,9 +43,17 @@ class NashMTL(GradientWeighting):
         if max_norm is not None and not max_norm > 0:
             raise ConfigError(f"model.weighting.init_args.max_norm is {max_norm}, expected > 0 or null")
         self.max_norm = max_norm
+        self.register_buffer("without_solution", torch.zeros((), dtype=torch.long))
+
+    def notes(self) -> dict[str, float]:
+        """How many steps had no solution, once there is one."""
+        count = int(self.without_solution)
+        return {"gradient/pareto_stationary": float(count)} if count else {}
 
     def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """The bargaining solution."""
         found = fair(gramian.numpy(), 1.0, self.max_norm)
         self.pareto_stationary, self.residual = found.stationary, found.residual
+        if self.training and found.stationary:
+            self.without_solution += 1
         return torch.from_numpy(found.weights)
