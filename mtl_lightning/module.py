@@ -112,11 +112,16 @@ class MultiTaskModule(pl.LightningModule):
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
-        self.weighting.prepare([TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise) for n, t in tasks.items()])
+        infos = [TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise, t.auxiliary) for n, t in tasks.items()]
+        self.weighting.prepare(infos, self.configured)
         penalties = choose_penalties(self._penalties, self.model, self.configured)
         self._check_strategy()
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings())
         self.engine = self._training.engine
+        # The weighting's state is equal on all processes, and as large as the network where gradients are remembered: no need
+        # for DistributedDataParallel to send it in every forward pass.
+        state = [name for name, _ in self.named_buffers() if name.startswith(("weighting.", "engine."))]
+        self._ddp_params_and_buffers_to_ignore = state
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
@@ -143,6 +148,7 @@ class MultiTaskModule(pl.LightningModule):
             frozen=lambda: [] if self._freezer is None else self._freezer.parameters,
             context=lambda: self.trainer.precision_plugin.train_step_context(),
             lr=lambda: float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
         )
 
@@ -195,13 +201,22 @@ class MultiTaskModule(pl.LightningModule):
             self._training.finish()
 
     def _further(self, number: int) -> Batch:
-        opened = self.trainer.datamodule.further_batches  # type: ignore[attr-defined]
+        opened = getattr(getattr(self.trainer, "datamodule", None), "further_batches", None)
+        if opened is None:
+            raise ConfigError(
+                f"model.weighting {type(self.weighting).__name__} draws further batches of the training split, which a data "
+                "module of mtl_lightning gives; fit with one, or take another weighting"
+            )
         batch: Batch = self.transfer_batch_to_device(self._streams.next(number, opened), self.device, 0)
         return batch
 
     @property
+    def _scaler(self) -> Any:
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
     def _scaled(self) -> bool:
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        return self._scaler is not None
 
     def _importance(self) -> dict[str, float]:
         return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
@@ -226,9 +241,10 @@ class MultiTaskModule(pl.LightningModule):
         """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
         for parameter in self._resting:
             parameter.grad = None
-        if self._scaled and not self._present and self._training is not None and self._training.weighs_gradients:
+        first = next(self.parameters())
+        if self._scaled and not self._present and first.grad is None:
             # A loss scaler refuses a step in which nothing has a gradient.
-            next(self.parameters()).grad = torch.zeros_like(next(self.parameters()))
+            first.grad = torch.zeros_like(first)
         if self._freezer is not None:
             self._freezer.drop()
 

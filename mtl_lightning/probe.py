@@ -26,6 +26,7 @@ class BatchProbe:
         model: the network.
         frozen: parameters that do not learn at present.
         lr: the present learning rate.
+        scale: of losses in half precision.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class BatchProbe:
         model: nn.Module,
         frozen: Sequence[nn.Parameter],
         lr: float,
+        scale: float,
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad and all(p is not other for other in frozen)]
-        self.lr = lr
+        self.lr, self._scale = lr, scale
         self._batches, self._losses_of, self._engine, self._model, self._frozen = batches, losses_of, engine, model, frozen
         self._dice = Dice(self.parameters[0].device)
 
@@ -52,12 +54,12 @@ class BatchProbe:
         """The gradient of the weighted sum of a batch's losses for each of ``parameters``, averaged over processes."""
         with self._still():
             found = self._look(batch)
-            return self._engine.weighted_gradient(found, weights, self.parameters)
+            return self._engine.weighted_gradient(found, weights, self.parameters, self._scale)
 
     def jacobian(self, batch: int) -> tuple[Tensor, Tensor]:
         """The tasks' gradients over the shared parameters, averaged over processes, and the positions: [P, N], int64 [P]."""
         with self._still():
-            return self._engine.jacobian(self._look(batch), self._frozen)
+            return self._engine.jacobian(self._look(batch), self._frozen, self._scale)
 
     def _look(self, batch: int) -> Losses:
         return self._losses_of(self._batches[batch])
@@ -65,7 +67,10 @@ class BatchProbe:
     @contextmanager
     def _still(self) -> Iterator[None]:
         with still(self._model), self._dice.again():
+            # Autocast keeps converted weights, and methods move the weights between two looks.
+            torch.clear_autocast_cache()
             yield
+            torch.clear_autocast_cache()
 
 
 class Revisit:
@@ -80,6 +85,7 @@ class Revisit:
         predict: a forward pass.
         losses_of: the losses of predictions for a batch, over all processes.
         model: the network.
+        agree: whether all processes say so.
         alone: whether its rows are known not to depend on each other or on random numbers; None if it is not known.
     """
 
@@ -90,12 +96,14 @@ class Revisit:
         predict: Callable[[Batch], Mapping[str, Tensor]],
         losses_of: Callable[[Mapping[str, Tensor], Batch], Losses],
         model: nn.Module,
+        agree: Callable[[bool], bool],
         alone: bool | None,
     ) -> None:
         self.rows = max(1, round(share * len(batch)))
         self.whole, self.alone = self.rows == len(batch), alone
         self._batch = batch if self.whole else first_rows(batch, self.rows)
         self._predict, self._losses_of, self._model = predict, losses_of, model
+        self._agree, self._drawn = agree, False
         self._dice = Dice(next(model.parameters()).device)
         self._first = None if self.whole or alone else self._look()
         self._before: Losses | None = None
@@ -107,7 +115,8 @@ class Revisit:
             return
         mine = {name: value[: self.rows].detach() for name, value in predictions.items()}
         if self.alone is None and self._first is not None:
-            self.alone = all(torch.allclose(mine[name], value, rtol=1e-4, atol=1e-5) for name, value in self._first.items())
+            same = (torch.allclose(mine[name], value, rtol=1e-4, atol=1e-5) for name, value in self._first.items())
+            self.alone = self._agree(not self._drawn and all(same))
         with torch.no_grad():
             chosen = mine if self.alone or self._first is None else self._first
             self._before = self._losses_of(chosen, self._batch)
@@ -125,7 +134,9 @@ class Revisit:
 
     def _look(self) -> Mapping[str, Tensor]:
         with torch.no_grad(), still(self._model), self._dice.again():
-            return self._predict(self._batch)
+            found = self._predict(self._batch)
+            self._drawn = not self._dice.unused()
+            return found
 
 
 def first_rows(batch: Batch, rows: int) -> Batch:

@@ -32,6 +32,8 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
     tasks: dict[str, Any] = dict(module.tasks.items())  # type: ignore[union-attr, operator]
     restore_tasks(tasks, theirs)
     mine = module.state_dict()
+    if all(not key.startswith("weighting.") or key in theirs for key in mine):
+        _take_watching(mine, theirs)
     losses = {key: value for key, value in mine.items() if key.startswith("train_losses.")}
     if any(key not in theirs or theirs[key].shape != value.shape for key, value in losses.items()):
         theirs.update(losses)
@@ -51,3 +53,12 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
             f"the checkpoint does not fit this model: {'; '.join(wrong[:LISTED])}{more}; "
             "use the encoder, architecture, heads and weighting that it was trained with (--config config.yaml of its run folder)"
         )
+
+
+def _take_watching(mine: MutableMapping[str, Any], theirs: MutableMapping[str, Any]) -> None:
+    """Gradients may be watched from now on, or no longer, under the same weighting: that is no part of what was learnt."""
+    engine = {key for key in (*mine, *theirs) if key.startswith("engine.")}
+    if not engine & set(mine) or not engine & set(theirs):
+        for key in engine & set(theirs):
+            del theirs[key]
+        theirs.update({key: mine[key] for key in engine & set(mine)})

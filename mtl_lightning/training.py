@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mtl_lightning.batch import Batch
@@ -30,6 +31,7 @@ class Surroundings(NamedTuple):
         frozen: the parameters that do not learn at present.
         context: in which forward passes run (autocast).
         lr: the present learning rate.
+        scale: the present one of a loss scaler; 1 without.
         further: gives the next of the further batches that a method draws, by its number.
     """
 
@@ -40,6 +42,7 @@ class Surroundings(NamedTuple):
     frozen: Callable[[], Sequence[nn.Parameter]]
     context: Callable[[], AbstractContextManager[object]]
     lr: Callable[[], float]
+    scale: Callable[[], float]
     further: Callable[[int], Batch]
 
 
@@ -141,6 +144,13 @@ class Training:
             found.append(self.masked_losses(predictions, replace(batch, labelled=labelled)))
         return found
 
+    def _agree(self, mine: bool) -> bool:
+        """Whether all processes say yes."""
+        if self.around.world == 1:
+            return mine
+        told = self.around.reduce(torch.tensor(float(mine), device=next(self.model.parameters()).device))
+        return int(told) == self.around.world
+
     def _modes(self) -> tuple[bool, ...]:
         """Which parts of the network train: batch norm and dropout depend on it."""
         return tuple(module.training for module in self.model.modules())
@@ -152,17 +162,17 @@ class Training:
             batch: of the step.
             steps: whether the optimizer's step comes after this batch, and not after a later one of several that add up.
         """
-        self._revisit = None
+        self._revisit = self._step = None
         if not steps:
             return
         if self.engine is not None and self.weighting.extra_batches:
             batches = [batch, *(self.around.further(number) for number in range(self.weighting.extra_batches))]
-            frozen = self.around.frozen()
-            self.weighting.explore(BatchProbe(batches, self._look, self.engine, self.model, frozen, self.around.lr()))
+            frozen, lr, scale = self.around.frozen(), self.around.lr(), self.around.scale()
+            self.weighting.explore(BatchProbe(batches, self._look, self.engine, self.model, frozen, lr, scale))
         share = self.weighting.revisit()
         if share:
             alone = self._alone.get(self._modes())
-            self._revisit = Revisit(batch, share, self._predict, self.losses, self.model, alone)
+            self._revisit = Revisit(batch, share, self._predict, self.losses, self.model, self._agree, alone)
 
     def objective(self, batch: Batch) -> Tensor:
         """The scalar to run backward from.
@@ -177,7 +187,7 @@ class Training:
         else:
             predictions = self.model(batch.inputs, batch.padding)
         losses = self.losses(predictions, batch)
-        if engine is not None and not engine.cuts and engine.blocks > 1:
+        if engine is not None and engine.wants_blocks(losses):
             losses = in_blocks(losses, self._blocks(predictions, batch, engine.blocks))
         bad = losses.not_finite()
         if bad and (engine is None or len(bad) == len(losses.present)):
@@ -204,7 +214,7 @@ class Training:
         if self.engine is None:
             loss.backward()  # type: ignore[no-untyped-call]
         elif not self.weighs_gradients:
-            self.engine.observe(step.losses, self.around.frozen())
+            self.engine.observe(step.losses, self.around.frozen(), self.around.scale())
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             step = step._replace(weights=self.engine.backward(loss, self.around.frozen(), scaled))

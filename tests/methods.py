@@ -134,7 +134,7 @@ class Run:
         self.method.to(dtype).to(device)
         self.said: list[str] = []
         self.step, self.weights = 0, [dict[int, float]()]
-        around = Surroundings(reduce, world, rank, self.said.append, list, nullcontext, lambda: 0.05, self._further)
+        around = Surroundings(reduce, world, rank, self.said.append, list, nullcontext, lambda: 0.05, lambda: 1.0, self._further)
         self.training = Training(self.model, self.tasks, self.method, [], EngineOptions(**options), around)
         if self.training.engine is not None:
             self.training.engine.to(dtype).to(device)

@@ -22,7 +22,19 @@ from mtl_lightning.probe import first_rows
 from mtl_lightning.tasks import Classification, Regression, SemanticSegmentation
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.training import NotFinite, Surroundings, Training
-from mtl_lightning.weighting import UW, Combined, Equal, GradientWeighting, LossWeighting, NashMTL, TaskInfo, Weighting
+from mtl_lightning.weighting import (
+    IMTLG,
+    UW,
+    AlignedMTL,
+    Combined,
+    ConFIG,
+    Equal,
+    GradientWeighting,
+    LossWeighting,
+    NashMTL,
+    TaskInfo,
+    Weighting,
+)
 
 NAMES = ["color", "level", "mask"]
 LABELS = {"color": [torch.tensor(1)], "level": [torch.rand(2), torch.rand(2)], "mask": [torch.ones(4, 4).long()]}
@@ -97,7 +109,15 @@ def training(
 ) -> Training:
     said = [] if said is None else said
     around = Surroundings(
-        lambda t: t, 1, 0, said.append, list, nullcontext, lambda: 0.1, lambda number: batch_of(tasks, seed=5 + number)
+        lambda t: t,
+        1,
+        0,
+        said.append,
+        list,
+        nullcontext,
+        lambda: 0.1,
+        lambda: 1.0,
+        lambda number: batch_of(tasks, seed=5 + number),
     )
     weighting.prepare([TaskInfo(name) for name in tasks])
     return Training(model, tasks, weighting, [], EngineOptions(**options), around)
@@ -454,3 +474,95 @@ def test_what_does_not_go_together() -> None:
     with pytest.raises(ConfigError, match="update_every"):
         EngineOptions(update_every=0)
     assert isinstance(Equal(), LossWeighting)
+
+
+@pytest.mark.parametrize("where", ["parameters", "features"])
+def test_weights_are_not_used_for_other_tasks_than_they_were_found_for(where: str) -> None:
+    model, tasks = network()
+    method = Given()
+    step = training(model, tasks, method, gradients=where, update_every=10)
+    for present in (EVERY, {"level": [1, 3]}, {"level": [1, 3]}, EVERY):
+        take(step, batch_of(tasks, present))
+    assert [seen[2].tolist() for seen in method.seen] == [[0, 1, 2], [1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("where", ["parameters", "features"])
+def test_a_gradient_that_is_no_number_between_two_looks(where: str) -> None:
+    model, tasks = network()
+    said: list[str] = []
+    step, batch = training(model, tasks, Given(), said, gradients=where, update_every=10), batch_of(tasks)
+    take(step, batch)
+    gradients(model)
+    head = model.heads["level"]
+    plain = head.forward
+    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+    assert take(step, batch) == {}
+    assert all(value is None for value in gradients(model).values()) and "skipped" in said[0]
+    # The next step looks at whose it is.
+    assert take(step, batch) == {0: 0.5, 2: 3.0}
+    assert "'level'" in said[1]
+
+
+def test_a_gradient_that_overflows_for_ever_is_no_matter_of_the_scale() -> None:
+    model, tasks = network()
+    said: list[str] = []
+    step, batch = training(model, tasks, Given(), said), batch_of(tasks)
+    head = model.heads["level"]
+    plain = head.forward
+    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+    taken = []
+    for _ in range(35):
+        taken.append(take(step, batch, scaled=True))
+        model.zero_grad()
+    assert taken[29] == {} and taken[34] == {0: 0.5, 2: 3.0}
+    assert "'level'" in said[0]
+
+
+@pytest.mark.parametrize("where", ["parameters", "features"])
+def test_penalties_of_activations_and_constants(where: str) -> None:
+    model, tasks = network()
+    step, batch = training(model, tasks, Given(), gradients=where), batch_of(tasks)
+    take(step, batch)
+    without = gradients(model)
+    seen: list[Tensor] = []
+    stage = model.architecture.encoder.stages[0]
+    stage.register_forward_hook(lambda module, inputs, output: seen.append(output.tensor))
+    model.architecture.penalties = lambda: {"sizes": seen[-1].square().mean(), "constant": torch.tensor(2.0)}  # type: ignore[method-assign]
+    take(step, batch)
+    found = gradients(model)
+    model.architecture({"image": Features(batch.inputs["image"])})
+    seen[-1].square().mean().backward()
+    for name, value in gradients(model).items():
+        if value is not None:
+            assert torch.allclose(found[name], without[name] + value, rtol=1e-9), name  # type: ignore[operator, arg-type]
+
+
+def test_nothing_that_learns_is_shared() -> None:
+    model, tasks = network()
+    for options in ({"watch_every": 1}, {}):
+        step = training(model, tasks, Equal() if options else Given(), **options)
+        step.around = step.around._replace(frozen=lambda: list(model.architecture.parameters()))
+        take(step, batch_of(tasks))
+        same(
+            {name: value for name, value in gradients(model).items() if name.startswith("heads")},
+            {name: value for name, value in expected(model, tasks, batch_of(tasks), dict.fromkeys(NAMES, 1.0), "weighted").items()
+             if name.startswith("heads")},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [300, 100_000])
+def test_a_gradient_that_is_the_sum_of_two_others(size: int) -> None:
+    """In float32 it is so but for rounding, which must not pass for a direction of its own."""
+    for seed in range(10):
+        rows = torch.randn(3, size, generator=torch.Generator().manual_seed(seed))
+        rows[2] = rows[0] + rows[1]
+        for method in (AlignedMTL(), IMTLG(), ConFIG()):
+            direction = method(gramian_of(rows).double()).float() @ rows
+            assert float(direction.norm()) > 0.1 * float(rows[0].norm()), type(method).__name__
+
+
+def test_the_compiled_encoder_is_told_to_keep_its_buffers() -> None:
+    import torch._functorch.config as functorch
+
+    training(*network(), Given())
+    assert functorch.donated_buffer is False

@@ -90,7 +90,9 @@ class Ours:
         self.model, tasks, self.batch = build(shape, device)
         weighting.prepare([TaskInfo(name) for name in tasks])
         weighting.to(device)
-        around = Surroundings(lambda tensor: tensor, 1, 0, fail, list, self.context, lambda: 1e-3, lambda _: self.batch)
+        around = Surroundings(
+            lambda tensor: tensor, 1, 0, fail, list, self.context, lambda: 1e-3, lambda: 1.0, lambda _: self.batch
+        )
         self.training = Training(self.model, tasks, weighting, [], options or EngineOptions(), around)
         if self.training.engine is not None:
             self.training.engine.to(device)

@@ -11,6 +11,8 @@ from mtl_lightning.objective import Reduce
 from mtl_lightning.weighting import GradientWeighting
 
 Report = Callable[[str], None]
+PATIENCE = 30
+"""Steps in which a loss scaler may look for its scale, before a task whose gradient still overflows is left out."""
 
 
 class Balance(nn.Module):
@@ -29,6 +31,7 @@ class Balance(nn.Module):
     known: Tensor
     skipped: Tensor
     left_out: Tensor
+    overflows: Tensor
 
     def __init__(self, tasks: Sequence[str], reduce: Reduce, world: int, main: bool, report: Report) -> None:
         super().__init__()
@@ -40,10 +43,11 @@ class Balance(nn.Module):
         self.register_buffer("known", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.register_buffer("left_out", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("overflows", torch.zeros(size, dtype=torch.long))
 
     def due(self, present: Sequence[int], every: int) -> bool:
-        """Whether the gradients must be looked at: every so many calls, and where a task's weight is not known."""
-        return int(self.calls) % every == 0 or not bool(self.known[list(present)].all())
+        """Whether the gradients must be looked at: every so many calls, and where the weights are not those of these tasks."""
+        return int(self.calls) % every == 0 or self.known.nonzero()[:, 0].tolist() != list(present)
 
     def last(self, present: Sequence[int]) -> Tensor:
         """The weights that hold: float64 [P] on the CPU."""
@@ -97,9 +101,14 @@ class Balance(nn.Module):
         """
         flags = gramian.diagonal().isfinite().tolist()
         good = [row for row, finite in enumerate(flags) if finite]
-        if (scaled and len(good) < len(flags)) or not bool(gramian[good][:, good].isfinite().all()):
+        bad = [present[row] for row, finite in enumerate(flags) if not finite]
+        self.overflows[[present[row] for row in good]] = 0
+        self.overflows[bad] += 1
+        # A scaler finds its scale in a few steps; what overflows for ever is not a matter of scale.
+        waits = scaled and bool((self.overflows[bad] <= PATIENCE).any())
+        if waits or not bool(gramian[good][:, good].isfinite().all()):
             return []
-        self.leave_out([present[row] for row, finite in enumerate(flags) if not finite], "gradient")
+        self.leave_out(bad, "gradient")
         return good
 
     def leave_out(self, tasks: Sequence[int], what: str) -> None:

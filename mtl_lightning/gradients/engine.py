@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch._functorch.config as functorch
 from torch import Tensor, nn
 
 from mtl_lightning.errors import ConfigError
@@ -87,6 +88,8 @@ class GradientEngine(nn.Module):
         self._rows = Rows()
         self._held: Held | None = None
         self._cut: Cut | None = None
+        # A compiled encoder would otherwise give its buffers away in its first backward pass, and refuse the second.
+        functorch.donated_buffer = False
         if self.method is not None:
             check(self.method, model, options)
             if self.method.needs_rows:
@@ -106,6 +109,11 @@ class GradientEngine(nn.Module):
     def blocks(self) -> int:
         """Into how many blocks of rows the batch is cut; 1 is not at all."""
         return 1 if self.method is None else self.method.blocks
+
+    def wants_blocks(self, losses: Losses) -> bool:
+        """Whether the losses of each block of rows are needed in this step."""
+        looks = self.balance.due(losses.present.tolist(), self.options.update_every)
+        return self.blocks > 1 and looks and not self.cuts
 
     def sharing(self, frozen: Collection[nn.Parameter]) -> Sharing:
         """The parameters that learn, sorted; anew where other ones are frozen."""
@@ -155,67 +163,82 @@ class GradientEngine(nn.Module):
         scale, share = torch.autograd.grad(loss, held.raw)[0].detach(), self.sharing(frozen)
         weights = torch.zeros(0)
         with torch.autocast(loss.device.type, enabled=False), still(self._model[0]):
+            self._learn(held, share, scale)
             if held.present:
                 weights = self._step(held, cut, share, scale, scaled)
-            self._learn(held, share, scale)
         self.balance.calls += 1
         products = zip(held.present, weights.tolist(), held.factors, strict=False)
         return {task: weight * factor for task, weight, factor in products}
 
-    def observe(self, losses: Losses, frozen: Collection[nn.Parameter]) -> None:
-        """Measure the gradients of a method that does not need them, where one is due; the graph stays."""
+    def observe(self, losses: Losses, frozen: Collection[nn.Parameter], scale: float) -> None:
+        """Measure the gradients of a method that does not need them, where one is due; the graph stays.
+
+        Args:
+            losses: of the step.
+            frozen: parameters that do not learn at present.
+            scale: of the loss scaler.
+        """
         every = self.options.watch_every
         if every and int(self.balance.calls) % every == 0 and len(losses.present) > 1:
-            jacobian, present = self.jacobian(losses, frozen, keep=True)
+            with still(self._model[0]):
+                jacobian, present = self.jacobian(losses, frozen, scale, keep=True)
             gramian = gramian_of(jacobian).double().cpu()
             if bool(gramian.isfinite().all()):
                 self.balance.meter.add(gramian, present.tolist())
         self.balance.calls += 1
 
-    def jacobian(self, losses: Losses, frozen: Collection[nn.Parameter], keep: bool = False) -> tuple[Tensor, Tensor]:
+    def jacobian(
+        self, losses: Losses, frozen: Collection[nn.Parameter], scale: float, keep: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The present tasks' gradients over the shared parameters, averaged over processes: [P, N], and int64 [P].
 
         Args:
             losses: of a batch.
             frozen: parameters that do not learn at present.
+            scale: of the losses in the backward passes, against underflow in half precision; taken out again.
             keep: whether the graph is needed again.
         """
         share, held = self.sharing(frozen), Held(losses, losses.present.tolist())
-        rows = losses.values.new_empty(len(held.present), share.size, dtype=share.dtype)
-        one = losses.values.new_ones(())
+        rows = losses.values.new_zeros(len(held.present), share.size, dtype=share.dtype)
+        if not share.shared:
+            return rows, losses.present.cpu()
+        one = losses.values.new_tensor(scale)
         with torch.autocast(rows.device.type, enabled=False):
             for row, name in enumerate(held.names):
                 again = keep or row < len(held.names) - 1
                 flat(held.gradient([row], share.used_by(name), one, again), share.shared, rows[row])
-        return self._mean(rows), losses.present.cpu()
+        return self._mean(rows).div_(scale), losses.present.cpu()
 
-    def weighted_gradient(self, losses: Losses, weights: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    def weighted_gradient(
+        self, losses: Losses, weights: Tensor, parameters: Sequence[nn.Parameter], scale: float
+    ) -> list[Tensor]:
         """The gradient of a weighted sum of losses, averaged over processes; 0 where there is none.
 
         Args:
             losses: of a batch.
             weights: [T], of all tasks.
             parameters: by these.
+            scale: as in :meth:`jacobian`.
         """
         held = Held(losses, losses.present.tolist())
-        one, chosen = losses.values.new_ones(()), weights.detach().double().cpu()[held.present]
+        one, chosen = losses.values.new_tensor(scale), weights.detach().double().cpu()[held.present]
         found: Gradients = {}
         if held.present:
             with torch.autocast(one.device.type, enabled=False):
                 found = self._reduced(held.gradient(range(len(held.present)), parameters, one, False, chosen))
-        return [zeros_if_none(found.get(parameter), parameter) for parameter in parameters]
+        return [zeros_if_none(found.get(parameter), parameter).div(scale) for parameter in parameters]
 
     def _step(self, held: Held, cut: Cut | None, share: Sharing, scale: Tensor, scaled: bool) -> Tensor:
         """Write the directions of trunk and heads, and give the weights."""
         method = self.method
         if method is None or not share.shared:
-            return self._weighted(held, share, scale, torch.ones(len(held.present), dtype=torch.float64), "weighted")
+            return self._weighted(held, share, scale, scaled, torch.ones(len(held.present), dtype=torch.float64), "weighted")
         heads = self.options.heads or method.heads
         if cut is not None and cut.sources:
             return self._at_features(method, held, cut, share, scale, scaled, heads)
         if self.balance.due(held.present, self.options.update_every):
             return self._over_parameters(method, held, share, scale, scaled, heads)
-        return self._weighted(held, share, scale, self.balance.last(held.present), heads)
+        return self._weighted(held, share, scale, scaled, self.balance.last(held.present), heads)
 
     def _over_parameters(
         self, method: GradientWeighting, held: Held, share: Sharing, scale: Tensor, scaled: bool, mode: str
@@ -223,17 +246,16 @@ class GradientEngine(nn.Module):
         """A backward pass for each task, the Gramian of what they give, and their weighted sum."""
         last = method.over == "last"
         # Rows that a method remembers keep their places: what is frozen has zeros there.
-        over = share.last if last else self._whole.shared if method.needs_rows else share.shared
+        over = share.last if last and share.last else self._whole.shared if method.needs_rows else share.shared
         rows = self._rows.empty(len(held.present), sum(p.numel() for p in over), share.dtype, over[0].device)
+        kernels = self._block_gramians(held, over, scale) if self.blocks > 1 else None
         heads: list[Gradients] = []
         for row, name in enumerate(held.names):
-            used, own = share.used_by(name, last=last), share.own[name]
-            keep = last or self.blocks > 1 or row < len(held.names) - 1
-            found = held.gradient([row], used + own, scale, keep)
+            used, own = share.used_by(name, last=last and bool(share.last)), share.own[name]
+            found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
             flat(found, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})
             del found
-        kernels = self._block_gramians(held, over, scale) if self.blocks > 1 else None
         rows = self._mean(rows)
         gramian = gramian_of(rows)
         good = self.balance.finite(gramian, held.present, scaled)
@@ -286,7 +308,10 @@ class GradientEngine(nn.Module):
             weights = self.balance.solve(method, gramian, held.values, held.present, kernels)
         else:
             weights = self.balance.last(held.present)
-        write(self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared)))
+        trunk = self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared))
+        if not scaled and not all_finite(trunk):
+            return self._give_up(share, held, scaled)
+        write(trunk)
         self._write_heads(heads, weights, mode)
         return weights
 
@@ -301,7 +326,7 @@ class GradientEngine(nn.Module):
             found.append(gramian_of(self._mean(rows)).double() / scale.double() ** 2)
         return torch.stack(found).cpu()
 
-    def _weighted(self, held: Held, share: Sharing, scale: Tensor, weights: Tensor, mode: str) -> Tensor:
+    def _weighted(self, held: Held, share: Sharing, scale: Tensor, scaled: bool, weights: Tensor, mode: str) -> Tensor:
         """One backward pass of the weighted sum; heads that learn unweighted have their weight divided out again."""
         numbers, top = weights.tolist(), float(weights.abs().max())
         apart = {row for row, weight in enumerate(numbers) if mode == "unweighted" and abs(weight) <= SMALL * top}
@@ -316,7 +341,10 @@ class GradientEngine(nn.Module):
                 for parameter in share.own[held.names[row]]:
                     gradient = found[parameter]
                     found[parameter] = None if gradient is None else gradient / numbers[row]
-        write(self._reduced(found))
+        found = self._reduced(found)
+        if not scaled and not all_finite({parameter: found.get(parameter) for parameter in share.shared}):
+            return self._give_up(share, held, scaled)
+        write(found)
         return weights
 
     def _write_heads(self, heads: Sequence[Gradients], weights: Tensor, mode: str) -> None:
@@ -334,13 +362,17 @@ class GradientEngine(nn.Module):
             owners = weighting.owners()
             mine = [p for p in weighting.parameters() if p.requires_grad and owners.get(p, -1) in (-1, *held.present)]
             write(gradient_of([held.learnt], mine, [scale], False))
-        if held.penalties and (parameters := share.all_of(held.names)):
-            write(self._reduced(gradient_of(held.penalties, parameters, [scale] * len(held.penalties), False)))
+        penalties, parameters = [penalty for penalty in held.penalties if penalty.requires_grad], share.all_of(held.names)
+        if penalties and parameters:
+            # A penalty may be of the activations: their graph is needed again.
+            write(self._reduced(gradient_of(penalties, parameters, [scale] * len(penalties), True)))
 
     def _give_up(self, share: Sharing, held: Held, scaled: bool) -> Tensor:
         """No direction; a loss scaler is told by a gradient that is no number."""
         self.balance.skip(scaled)
         held.only([])
+        # The gradients of the next step are looked at, to see whose they are.
+        self.balance.known.zero_()
         if scaled:
             write({share.shared[0]: torch.full_like(share.shared[0], torch.nan)})
         return torch.zeros(0)
@@ -359,6 +391,12 @@ class GradientEngine(nn.Module):
         message = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters), dtype=self._sharing.dtype)
         flat(gradients, parameters, message)
         return dict(zip(parameters, spread(self._mean(message), parameters), strict=True))
+
+
+def all_finite(gradients: Gradients) -> bool:
+    """Whether all of them are numbers."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values() if gradient is not None]
+    return not norms or bool(torch.stack(norms).isfinite().all())
 
 
 def zeros_if_none(gradient: Tensor | None, parameter: Tensor) -> Tensor:

@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
-    """Put the module's buffers back at the end (running means of batch norm, say), whatever ran in it meanwhile.
-
-    No backward pass may follow for what ran forward within.
-    """
+    """Put the module's buffers back at the end (running means of batch norm, say), whatever ran in it meanwhile."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield
     finally:
         for buffer, value in before:
-            buffer.copy_(value)
+            # Past autograd, for which a graph that lives on would have changed; nothing runs backward through these.
+            buffer.data.copy_(value)
 
 
 class Dice:
@@ -32,6 +30,11 @@ class Dice:
         self.device = device
         self._cpu = torch.get_rng_state()
         self._cuda: Tensor | None = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def unused(self) -> bool:
+        """Whether nothing was drawn since."""
+        same = torch.equal(self._cpu, torch.get_rng_state())
+        return same and (self._cuda is None or torch.equal(self._cuda, torch.cuda.get_rng_state(self.device)))
 
     @contextmanager
     def again(self) -> Iterator[None]:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.weighting.base import GradientWeighting
+from mtl_lightning.weighting.solvers.units import unit_gramian
+
+SMALLEST = 1e-10
+"""Eigenvalues below this share of the largest are rounding."""
 
 
 class AlignedMTL(GradientWeighting):
@@ -25,10 +29,10 @@ class AlignedMTL(GradientWeighting):
 
     Args:
         scale: which eigenvalue the components are brought to: the smallest as in the paper, their median, or their mean.
-        tolerance: eigenvalues below this share of the largest are null, 0 to 1.
+        tolerance: as many components are null as eigenvalues of the cosines are below this share of the largest, 0 to 1.
     """
 
-    def __init__(self, scale: Literal["min", "median", "mean"] = "min", tolerance: float = 1e-10) -> None:
+    def __init__(self, scale: Literal["min", "median", "mean"] = "min", tolerance: float = 1e-8) -> None:
         super().__init__()
         if not 0 < tolerance < 1:
             raise ConfigError(f"model.weighting.init_args.tolerance is {tolerance}, expected more than 0 and less than 1")
@@ -42,9 +46,13 @@ class AlignedMTL(GradientWeighting):
         """B times 1/P."""
         tasks = len(gramian)
         values, vectors = (part.numpy() for part in torch.linalg.eigh(gramian))
-        kept = values > self.tolerance * values[-1]
         if not values[-1] > 0:
             return torch.full((tasks,), 1 / tasks, dtype=gramian.dtype)
-        values, vectors = values[kept], vectors[:, kept]
+        # How many there are is seen in the cosines, whatever the lengths.
+        cosines, _ = unit_gramian(gramian.numpy())
+        spread = torch.linalg.eigvalsh(torch.from_numpy(cosines)).numpy()
+        count = int((spread > self.tolerance * spread[-1]).sum())
+        count = min(count, int((values > SMALLEST * values[-1]).sum()))
+        values, vectors = values[-count:], vectors[:, -count:]
         factors = np.sqrt(self.measure(values) / values)
         return torch.from_numpy(vectors @ (factors * vectors.mean(0)))

@@ -54,11 +54,15 @@ class AutoLambda(LossWeighting):
     def setup(self, tasks: Sequence[TaskInfo]) -> None:
         """The weights and their optimizer."""
         names = [task.name for task in tasks]
+        known = self.configured or names
         for name in self.primary or ():
-            if name not in names:
-                raise ConfigError(f"model.weighting.init_args.primary names '{name}', expected tasks of {', '.join(names)}")
+            if name not in known:
+                raise ConfigError(f"model.weighting.init_args.primary names '{name}', expected tasks of {', '.join(known)}")
         self.register_buffer("weights", torch.full((len(tasks),), self.init))
-        helped = torch.tensor([float(self.primary is None or name in self.primary) for name in names])
+        main = [task.name for task in tasks if not task.auxiliary]
+        # A run of tasks none of which is primary learns for those that it has.
+        chosen = set(main if self.primary is None else self.primary) & set(names) or set(names)
+        helped = torch.tensor([float(name in chosen) for name in names])
         # Not in checkpoints: it follows from the configuration.
         self.register_buffer("helped", helped, persistent=False)
         self.optimizer = VectorAdam(len(tasks), self.rate)

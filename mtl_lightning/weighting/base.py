@@ -20,12 +20,14 @@ class TaskInfo:
         weight: its fixed importance, already in the losses that the method sees.
         labelled: labelled rows of the training split.
         noise: the likelihood its loss belongs to.
+        auxiliary: whether it only helps the others.
     """
 
     name: str
     weight: float = 1.0
     labelled: int = 0
     noise: Literal["gaussian", "laplace", "softmax"] = "gaussian"
+    auxiliary: bool = False
 
 
 class Probe(Protocol):
@@ -71,10 +73,18 @@ class Weighting(nn.Module):
     """Further batches of a step, drawn independently from the training set, for :meth:`explore`."""
     names: Sequence[str] = ()
     """Of the tasks."""
+    configured: Sequence[str] = ()
+    """Of all tasks of the configuration: options may name those that the run leaves out."""
 
-    def prepare(self, tasks: Sequence[TaskInfo]) -> None:
-        """Learn the tasks' names, then :meth:`setup`."""
+    def prepare(self, tasks: Sequence[TaskInfo], configured: Sequence[str] = ()) -> None:
+        """Learn the tasks' names, then :meth:`setup`.
+
+        Args:
+            tasks: of the run.
+            configured: names of all tasks of the configuration, of which the run may have a part.
+        """
         self.names = [task.name for task in tasks]
+        self.configured = list(configured) or list(self.names)
         self.setup(tasks)
 
     def setup(self, tasks: Sequence[TaskInfo]) -> None:

@@ -50,7 +50,7 @@ class Combined(Weighting):
     def setup(self, tasks: Sequence[TaskInfo]) -> None:
         """Both, and the learning rate of whichever has parameters."""
         for part in self._parts:
-            part.prepare(tasks)
+            part.prepare(tasks, self.configured)
         rates = {part.lr for part in self._parts if next(part.parameters(), None) is not None}
         if len(rates) > 1:
             raise ConfigError(

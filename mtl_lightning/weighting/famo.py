@@ -59,7 +59,7 @@ class FAMO(LossWeighting):
 
     def setup(self, tasks: Sequence[TaskInfo]) -> None:
         """The logits xi, their optimizer, and the lowest losses."""
-        names = [task.name for task in tasks]
+        names = self.configured or [task.name for task in tasks]
         for name in self.min_losses:
             if name not in names:
                 raise ConfigError(f"model.weighting.init_args.min_losses names '{name}', expected tasks of {', '.join(names)}")

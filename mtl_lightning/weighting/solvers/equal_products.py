@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-NULL = 1e-10
+NULL = 1e-8
 """Eigenvalues below this share of the largest are null."""
 STATIONARY = 1e-10
 """Squared length of the combination, by the number of gradients, under which there is none."""

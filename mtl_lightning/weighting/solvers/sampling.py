@@ -5,6 +5,9 @@ from torch import Tensor
 
 from mtl_lightning.weighting.base import Probe
 
+BLOCK = 1 << 15
+"""Numbers of a row at a time."""
+
 
 def cross_gramian(probe: Probe) -> tuple[Tensor, Tensor]:
     """The inner products J1 J2^T of the gradients of a step's first two further batches.
@@ -15,8 +18,11 @@ def cross_gramian(probe: Probe) -> tuple[Tensor, Tensor]:
     """
     first, rows = probe.jacobian(1)
     second, columns = probe.jacobian(2)
+    zero = torch.zeros(len(first), len(second), dtype=torch.float64, device=first.device)
     with torch.autocast(first.device.type, enabled=False):
-        product = (first @ second.T).cpu().double()
+        # In float64, a block at a time: products of float32 may have been allowed to be less exact.
+        parts = zip(torch.split(first, BLOCK, dim=1), torch.split(second, BLOCK, dim=1), strict=True)
+        product = sum((one.double() @ other.double().T for one, other in parts), zero).cpu()
     rows, columns = rows.cpu(), columns.cpu()
     common = rows[torch.isin(rows, columns)]
     product = product[torch.isin(rows, common)][:, torch.isin(columns, common)]
