@@ -88,3 +88,22 @@ def test_it_learns(name: str) -> None:
 
 def test_some_methods_work_at_features_and_some_cannot() -> None:
     assert at_features("NashMTL") and not at_features("GradDrop") and not at_features("FAMO")
+
+
+def test_the_batches_of_the_test_conflict_only_on_average() -> None:
+    """On each process alone two tasks agree, or one has no label; of all rows together they conflict. Methods must see that."""
+    found = 0
+    for seed in range(STEPS):
+        signs = []
+        for rank, world in ((0, 1), (0, 2), (1, 2)):
+            run = Run("UPGrad", rank, world)
+            run.step = seed
+            losses = run.training.losses(run.model(run._batch(seed).inputs, None), run._batch(seed))
+            assert run.training.engine is not None
+            rows, present = run.training.engine.jacobian(losses, [], 1.0)
+            grid = torch.zeros(4, 4, dtype=torch.float64)
+            grid[present[:, None], present] = rows @ rows.T
+            signs.append(grid)
+        whole, first, second = signs
+        found += int(((whole < 0) & (first >= 0) & (second >= 0)).sum())
+    assert found > 0

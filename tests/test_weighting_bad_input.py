@@ -109,3 +109,24 @@ def test_a_gradient_method_with_one_task_is_plain_training(tmp_path: Path, where
     assert plain and all(torch.equal(value, states[1][key]) for key, value in plain.items())
     with (tmp_path / "nash" / "metrics.csv").open(newline="") as file:
         assert {float(row["value"]) for row in csv.DictReader(file) if row["name"] == "weight/level"} == {1.0}
+
+
+def test_watching_gradients_may_begin_and_end_with_a_resume(tmp_path: Path) -> None:
+    base = ["fit", "--config", str(CONF), "--runs", str(tmp_path), "--model.weighting=UW"]
+    main([*base, "--trainer.max_epochs=1"])
+    main([*base, "--trainer.max_epochs=2", "--model.engine.watch_every=1", "--ckpt_path=last"])
+    assert "gradient/norm/color" in (tmp_path / "tiny/metrics.csv").read_text()
+    main([*base, "--trainer.max_epochs=3", "--ckpt_path=last"])
+
+
+@pytest.mark.parametrize(
+    "method", [["FAMO", "--model.weighting.min_losses={mask: -1}"], ["AutoLambda", "--model.weighting.primary=[mask]"]]
+)
+def test_options_may_name_tasks_that_the_run_leaves_out(tmp_path: Path, method: list[str]) -> None:
+    words = ["fit", "--config", str(CONF), "--runs", str(tmp_path), "--trainer.max_epochs=1", "--model.only=[color]"]
+    main([*words, f"--model.weighting={method[0]}", *method[1:]])
+
+
+def test_nothing_shared_learns_and_gradients_are_watched(tmp_path: Path) -> None:
+    words = ["fit", "--config", str(CONF), "--runs", str(tmp_path), "--trainer.max_epochs=1", "--model.freeze.stages=all"]
+    main([*words, "--model.engine.watch_every=1"])
