@@ -40,9 +40,12 @@ def numbers(folder: Path) -> dict[tuple[str, str], float]:
     "more",
     [
         ["--model.weighting=UW"],
-        ["--model.weighting=RLW"],
+        pytest.param(["--model.weighting=RLW"], marks=pytest.mark.slow),
         ["--model.weighting=NashMTL", "--trainer.gradient_clip_val=0.5"],
-        ["--model.weighting=IMTL", "--model.engine.gradients=features", "--model.engine.update_every=2"],
+        pytest.param(
+            ["--model.weighting=IMTL", "--model.engine.gradients=features", "--model.engine.update_every=2"],
+            marks=pytest.mark.slow,
+        ),
         # The first half of an uneven batch is not the same rows on any number of processes.
         pytest.param(
             ["--model.weighting=FAMO", "--model.weighting.init_args.fraction=0.5", "--data.init_args.rows=48"],

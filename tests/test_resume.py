@@ -83,9 +83,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.param([5, 11], [*PLATEAU, "--trainer.val_check_interval=4"], id="plateau, validated before the cut"),
         pytest.param([7], [*PLATEAU, "--trainer.check_val_every_n_epoch=2"], id="plateau, not validated in every epoch"),
         pytest.param([3, 9], ["--model.weighting=MoDo", "--data.num_workers=1"], id="further batches, worker"),
-        pytest.param([2, 5], [*FAMO, "--trainer.accumulate_grad_batches=2"], id="famo, every second step, accumulation"),
+        pytest.param(
+            [2, 5],
+            [*FAMO, "--trainer.accumulate_grad_batches=2"],
+            id="famo, every second step, accumulation",
+            marks=pytest.mark.slow,
+        ),
         pytest.param([4, 7], ["--model.weighting=NashMTL", *AT_FEATURES], id="nash at features, weights used three times"),
-        pytest.param([5], ["--model.weighting=DBMTL"], id="memory over the parameters"),
+        pytest.param([5], ["--model.weighting=DBMTL"], id="memory over the parameters", marks=pytest.mark.slow),
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int], args: list[str]) -> None:
