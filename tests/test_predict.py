@@ -117,7 +117,7 @@ def test_the_files_can_be_read_back(written: Path) -> None:
     assert about["tasks"]["segmentation"]["pixels"]["2"] == "sphere"
     assert about["pictures"] == 7 and about["checkpoint"].endswith("best.ckpt")
     depth, picture = np.load(written / row["depth"]), np.array(Image.open(written / row["depth.png"]))
-    # Pillow before 12 gives 16 bits as 32.
+    # Older versions of Pillow give 16 bits as 32.
     assert depth.dtype == np.float32 and depth.shape == SIZE and picture.dtype in (np.uint16, np.int32)
     assert np.abs(picture * about["tasks"]["depth"]["png_step"] - depth).max() <= about["tasks"]["depth"]["png_step"]
     normals, colors = np.load(written / row["normals"]), np.array(Image.open(written / row["normals.png"]))
