@@ -36,7 +36,7 @@ def test_bfloat16(tmp_path: Path, method: str, where: str, accelerator: str) -> 
     assert "gradient/skipped" not in logged
 
 
-@pytest.mark.parametrize("where", ["parameters", "features"])
+@pytest.mark.parametrize("where", ["parameters", pytest.param("features", marks=pytest.mark.slow)])
 def test_half_precision_skips_a_step_that_overflows_and_counts_it(tmp_path: Path, where: str) -> None:
     more = ["--model.weighting=NashMTL", f"--model.engine.gradients={where}"]
     plugin = "--trainer.plugins+=tests.fp16.HalfOnCpu"

@@ -214,7 +214,9 @@ OPTIM = f"{SCHEDULE}=torch.optim.lr_scheduler"
 @pytest.mark.parametrize(
     ("common", "before", "after"),
     [
-        pytest.param([f"{SCHEDULE}=WarmupCosine", f"{SCHEDULE}.init_args.warmup=0.25"], [], [], id="longer"),
+        pytest.param(
+            [f"{SCHEDULE}=WarmupCosine", f"{SCHEDULE}.init_args.warmup=0.25"], [], [], id="longer", marks=pytest.mark.slow
+        ),
         pytest.param(
             [f"{OPTIM}.CosineAnnealingLR"], [f"{SCHEDULE}.init_args.T_max=2"], [f"{SCHEDULE}.init_args.T_max=6"], id="cosine"
         ),
@@ -235,6 +237,7 @@ OPTIM = f"{SCHEDULE}=torch.optim.lr_scheduler"
             [f"{SCHEDULE}.init_args.start_factor=0.5"],
             [f"{SCHEDULE}.init_args.start_factor=0.1"],
             id="linear",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [f"{OPTIM}.StepLR", f"{SCHEDULE}.init_args.step_size=1", f"{SCHEDULE}.init_args.gamma=0.5"],
