@@ -218,8 +218,10 @@ class MultiTaskModule(pl.LightningModule):
     def _scaled(self) -> bool:
         return self._scaler is not None
 
+    @property
     def _importance(self) -> dict[str, float]:
-        return {name: float(task.weight) for name, task in self.tasks.items()}  # type: ignore[arg-type]
+        assert self._training is not None
+        return self._training.importance
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
@@ -253,7 +255,7 @@ class MultiTaskModule(pl.LightningModule):
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
-        record = step_record(taken, self._importance(), self.latest, self.weighting, self.engine)
+        record = step_record(taken, self._importance, self.latest, self.weighting, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
@@ -277,8 +279,8 @@ class MultiTaskModule(pl.LightningModule):
         if not self.trainer.is_last_batch:
             return
         losses, rows = self.train_losses.compute()
-        weighted = losses * losses.new_tensor(list(self._importance().values()))
-        self._report(epoch_record(self._importance(), losses, weighted, rows, self.engine))
+        weighted = losses * losses.new_tensor(list(self._importance.values()))
+        self._report(epoch_record(self._importance, losses, weighted, rows, self.engine))
         self.weighting.epoch_end(weighted, rows > 0)
         self._step_plateau()
 
@@ -321,7 +323,7 @@ class MultiTaskModule(pl.LightningModule):
         self.results[split] = results
         if self.trainer.sanity_checking:
             return
-        self._report(split_record(split, results, self._importance()))
+        self._report(split_record(split, results, self._importance))
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""

@@ -1,7 +1,7 @@
 """What weighting methods look at beside a step's own losses: further batches before it, its own batch after it. Pure torch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,6 @@ from mtl_lightning.gradients import Dice, GradientEngine, still
 from mtl_lightning.objective import Losses
 
 LossesOf = Callable[[Batch], Losses]
-Context = Callable[[], AbstractContextManager[object]]
 
 
 class BatchProbe:

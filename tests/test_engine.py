@@ -134,6 +134,12 @@ def gradients(model: nn.Module) -> dict[str, Tensor | None]:
     return found
 
 
+def break_gradient(head: nn.Module) -> None:
+    """The prediction stays finite, but the slope of the square root at 0 is not."""
+    plain = head.forward
+    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+
+
 def by_hand(model: MultiTaskModel, tasks: dict[str, Task], batch: Batch) -> dict[str, dict[str, Tensor]]:
     """Each task's gradient by plain backward passes."""
     found = {}
@@ -297,10 +303,7 @@ def test_a_gradient_that_is_no_number(where: str) -> None:
     said: list[str] = []
     step, batch = training(model, tasks, Given(), said, gradients=where), batch_of(tasks)
     wanted = expected(model, tasks, batch, {"color": 0.5, "mask": 3.0}, "unweighted")
-    head = model.heads["level"]
-    plain = head.forward
-    # Finite, but the slope of the square root at 0 is not.
-    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+    break_gradient(model.heads["level"])
     assert take(step, batch) == {0: 0.5, 2: 3.0}
     same(gradients(model), wanted)
     # A loss scaler must see it, and skips the step itself.
@@ -493,9 +496,7 @@ def test_a_gradient_that_is_no_number_between_two_looks(where: str) -> None:
     step, batch = training(model, tasks, Given(), said, gradients=where, update_every=10), batch_of(tasks)
     take(step, batch)
     gradients(model)
-    head = model.heads["level"]
-    plain = head.forward
-    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+    break_gradient(model.heads["level"])
     assert take(step, batch) == {}
     assert all(value is None for value in gradients(model).values()) and "skipped" in said[0]
     # The next step looks at whose it is.
@@ -507,9 +508,7 @@ def test_a_gradient_that_overflows_for_ever_is_no_matter_of_the_scale() -> None:
     model, tasks = network()
     said: list[str] = []
     step, batch = training(model, tasks, Given(), said), batch_of(tasks)
-    head = model.heads["level"]
-    plain = head.forward
-    head.forward = lambda *args: (out := plain(*args)) + (out * 0).sqrt()  # type: ignore[method-assign]
+    break_gradient(model.heads["level"])
     taken = []
     for _ in range(35):
         taken.append(take(step, batch, scaled=True))

@@ -60,7 +60,7 @@ class Balance(nn.Module):
 
         Args:
             method: the method.
-            gramian: [P, P], finite, over all processes and without any loss scale.
+            gramian: float64 [P, P], finite, over all processes and without any loss scale.
             values: float64 [P], the losses.
             present: positions of the tasks.
             blocks: float64 [P, n, n], Gramians of the blocks of the batch, for a method that asks for them.
@@ -68,7 +68,7 @@ class Balance(nn.Module):
         Raises:
             TrainingError: weights that are no numbers.
         """
-        gramian = self._same(gramian.double().cpu())
+        gramian = self._same(gramian.cpu())
         self.meter.add(gramian, present)
         if blocks is not None:
             method.see_blocks(self._same(blocks))

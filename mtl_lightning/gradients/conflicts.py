@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 
 
+def lengths(gramian: Tensor) -> Tensor:
+    """Norms of the gradients: [P]."""
+    return gramian.diagonal().clamp_min(0).sqrt()
+
+
 def cosines(gramian: Tensor) -> Tensor:
     """Cosines of the angles between gradients: [P, P], 0 where a gradient is 0.
 
     Args:
         gramian: [P, P], scalar products of the gradients.
     """
-    norms = gramian.diagonal().clamp_min(0).sqrt()
+    norms = lengths(gramian)
     unit = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     return (gramian * unit[:, None] * unit).clamp(-1, 1)
 
@@ -62,7 +67,7 @@ class ConflictMeter(nn.Module):
         self.latest[grid] = gramian.to(self.latest)
         self.latest_seen.zero_()
         self.latest_seen[places] = True
-        self.norm_sum[places] += gramian.diagonal().clamp_min(0).sqrt().to(self.norm_sum)
+        self.norm_sum[places] += lengths(gramian).to(self.norm_sum)
         self.cosine_sum[grid] += moved
         self.together[grid] += 1
         self.steps += 1
@@ -72,7 +77,7 @@ class ConflictMeter(nn.Module):
         """The last observed step for the log."""
         present = self.latest_seen.nonzero()[:, 0].tolist()
         gramian = self.latest[present][:, present]
-        found, norms = cosines(gramian).tolist(), gramian.diagonal().clamp_min(0).sqrt().tolist()
+        found, norms = cosines(gramian).tolist(), lengths(gramian).tolist()
         record = {f"gradient/norm/{self.tasks[task]}": norms[i] for i, task in enumerate(present)}
         for i, first in enumerate(present):
             for j, second in enumerate(present[:i]):

@@ -53,7 +53,7 @@ class Cut:
                 taken[row] = gradient.flatten()
 
     def gramian(self, size: int) -> Tensor:
-        """Scalar products of this process's gradients of the ``size`` present tasks: [P, P] in float32 or better."""
+        """Scalar products of this process's gradients of the ``size`` present tasks: float64 [P, P]."""
         total = torch.zeros(size, size, dtype=torch.float64, device=self.sources[0].device)
         for taken, rows in zip(self._taken, self._stacked(), strict=True):
             if taken:

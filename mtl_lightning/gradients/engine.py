@@ -182,7 +182,7 @@ class GradientEngine(nn.Module):
         if every and int(self.balance.calls) % every == 0 and len(losses.present) > 1:
             with still(self._model[0]):
                 jacobian, present = self.jacobian(losses, frozen, scale, keep=True)
-            gramian = gramian_of(jacobian).double().cpu()
+            gramian = gramian_of(jacobian).cpu()
             if bool(gramian.isfinite().all()):
                 self.balance.meter.add(gramian, present.tolist())
         self.balance.calls += 1
@@ -244,14 +244,14 @@ class GradientEngine(nn.Module):
         self, method: GradientWeighting, held: Held, share: Sharing, scale: Tensor, scaled: bool, mode: str
     ) -> Tensor:
         """A backward pass for each task, the Gramian of what they give, and their weighted sum."""
-        last = method.over == "last"
+        last = method.over == "last" and bool(share.last)
         # Rows that a method remembers keep their places: what is frozen has zeros there.
-        over = share.last if last and share.last else self._whole.shared if method.needs_rows else share.shared
+        over = share.last if last else self._whole.shared if method.needs_rows else share.shared
         rows = self._rows.empty(len(held.present), sum(p.numel() for p in over), share.dtype, over[0].device)
         kernels = self._block_gramians(held, over, scale) if self.blocks > 1 else None
         heads: list[Gradients] = []
         for row, name in enumerate(held.names):
-            used, own = share.used_by(name, last=last and bool(share.last)), share.own[name]
+            used, own = share.used_by(name, last=last), share.own[name]
             found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
             flat(found, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})
@@ -268,7 +268,7 @@ class GradientEngine(nn.Module):
             rows = method.rows(rows.div_(scale), held.values, torch.tensor(held.present))
             gramian = gramian_of(rows)
         else:
-            gramian = gramian.double() / scale.double() ** 2
+            gramian = gramian / scale.double() ** 2
         weights = self.balance.solve(method, gramian, held.values, held.present, None if kernels is None else kernels[good])
         users = frozenset(held.names)
         if last:
@@ -300,7 +300,7 @@ class GradientEngine(nn.Module):
             if len(good) < len(held.present):
                 held.only(good)
                 gramian, heads = gramian[good][:, good], [heads[row] for row in good]
-            gramian = gramian.double() / scale.double() ** 2
+            gramian = gramian / scale.double() ** 2
             kernels = None
             if self.blocks > 1:
                 sizes = cut.block_norms(tasks, self.blocks, self._world, self._rank)
@@ -323,7 +323,7 @@ class GradientEngine(nn.Module):
             for block, scalar in enumerate(scalars):
                 factor = scale * (held.factors[row] * len(scalars))
                 flat(gradient_of([scalar], over, [factor], True), over, rows[block])
-            found.append(gramian_of(self._mean(rows)).double() / scale.double() ** 2)
+            found.append(gramian_of(self._mean(rows)) / scale.double() ** 2)
         return torch.stack(found).cpu()
 
     def _weighted(self, held: Held, share: Sharing, scale: Tensor, scaled: bool, weights: Tensor, mode: str) -> Tensor:

@@ -2,15 +2,11 @@
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from mtl_lightning.errors import ConfigError
-from mtl_lightning.weighting.base import GradientWeighting
-from mtl_lightning.weighting.solvers.fair import fair
+from mtl_lightning.weighting.bargaining import Bargaining
 
 
-class FairGrad(GradientWeighting):
+class FairGrad(Bargaining):
     """Fair resource allocation (Ban, Ji: Fair Resource Allocation in Multi-Task Learning, ICML 2024).
 
     The weights w > 0 solve G w = w^(-1/alpha): the rate at which task t improves is w_t^(-1/alpha). alpha = 1 is Nash-MTL,
@@ -30,31 +26,8 @@ class FairGrad(GradientWeighting):
     """
 
     heads: Literal["weighted", "unweighted"] = "unweighted"
-    pareto_stationary: bool = False
-    """Whether the last Gramian had no solution."""
-    without_solution: Tensor
-    residual: float = 0.0
-    """Of the last solve, the largest |w^(1/alpha) * (G w) - 1|; infinite without a solution."""
 
     def __init__(self, alpha: float = 1.0, max_norm: float | None = None) -> None:
-        super().__init__()
         if not 0.1 <= alpha <= 10:
             raise ConfigError(f"model.weighting.init_args.alpha is {alpha}, expected 0.1 to 10")
-        if max_norm is not None and not max_norm > 0:
-            raise ConfigError(f"model.weighting.init_args.max_norm is {max_norm}, expected > 0 or null")
-        self.alpha = alpha
-        self.max_norm = max_norm
-        self.register_buffer("without_solution", torch.zeros((), dtype=torch.long))
-
-    def notes(self) -> dict[str, float]:
-        """How many steps had no solution, once there is one."""
-        count = int(self.without_solution)
-        return {"gradient/pareto_stationary": float(count)} if count else {}
-
-    def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:
-        """The fair allocation."""
-        found = fair(gramian.numpy(), self.alpha, self.max_norm)
-        self.pareto_stationary, self.residual = found.stationary, found.residual
-        if self.training and found.stationary:
-            self.without_solution += 1
-        return torch.from_numpy(found.weights)
+        super().__init__(alpha, max_norm)

@@ -2,15 +2,10 @@
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from mtl_lightning.errors import ConfigError
-from mtl_lightning.weighting.base import GradientWeighting
-from mtl_lightning.weighting.solvers.fair import fair
+from mtl_lightning.weighting.bargaining import Bargaining
 
 
-class NashMTL(GradientWeighting):
+class NashMTL(Bargaining):
     """The Nash bargaining solution (Navon et al.: Multi-Task Learning as a Bargaining Game, ICML 2022).
 
     The weights a > 0 solve G a = 1 / a: no direction of the same norm has a larger product of the tasks' improvements. Their
@@ -32,28 +27,6 @@ class NashMTL(GradientWeighting):
     """
 
     heads: Literal["weighted", "unweighted"] = "weighted"
-    pareto_stationary: bool = False
-    """Whether the last Gramian had no solution."""
-    without_solution: Tensor
-    residual: float = 0.0
-    """Of the last solve, the largest |a * (G a) - 1|; infinite without a solution."""
 
     def __init__(self, max_norm: float | None = 1.0) -> None:
-        super().__init__()
-        if max_norm is not None and not max_norm > 0:
-            raise ConfigError(f"model.weighting.init_args.max_norm is {max_norm}, expected > 0 or null")
-        self.max_norm = max_norm
-        self.register_buffer("without_solution", torch.zeros((), dtype=torch.long))
-
-    def notes(self) -> dict[str, float]:
-        """How many steps had no solution, once there is one."""
-        count = int(self.without_solution)
-        return {"gradient/pareto_stationary": float(count)} if count else {}
-
-    def forward(self, gramian: Tensor, losses: Tensor | None = None, present: Tensor | None = None) -> Tensor:
-        """The bargaining solution."""
-        found = fair(gramian.numpy(), 1.0, self.max_norm)
-        self.pareto_stationary, self.residual = found.stationary, found.residual
-        if self.training and found.stationary:
-            self.without_solution += 1
-        return torch.from_numpy(found.weights)
+        super().__init__(1.0, max_norm)
