@@ -47,7 +47,7 @@ class Batch:
     """One step's data.
 
     Attributes:
-        inputs: tensors under their names, ``image`` is [B, C, H, W] in 0..1.
+        inputs: tensors under their names: pictures [B, C, H, W] in 0..1 (``image``), token ids int64 [B, L] (``text``).
         targets: per task [B, ...]; every task of the run is there, unlabelled rows hold ``TargetSpec.fill``.
         labelled: per task a bool [B].
         ids: the samples' names.
@@ -56,6 +56,7 @@ class Batch:
         partner: per task of a mixed batch int64 [B], the row whose label counts beside the row's own (itself where the row is
             not mixed); tasks that are not here have one label a row.
         share: of the row's own label in the loss, 0..1; the partner's gets the rest.
+        given: bool [B] by input: the rows that have it; inputs that are not here are given in all rows. The others are 0.
     """
 
     inputs: dict[str, Tensor]
@@ -66,9 +67,21 @@ class Batch:
     padding: Tensor | None = None
     partner: dict[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def needed(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+        """The rows of each input that its tasks learn from: bool [B]; nothing where there is one input.
+
+        Args:
+            tasks: those that read each input.
+        """
+        if len(self.inputs) == 1:
+            return {}
+        labelled = {read: torch.stack([self.labelled[name] for name in names]).any(0) for read, names in tasks.items()}
+        return {read: rows & self.given[read] if read in self.given else rows for read, rows in labelled.items()}
 
     def extent(self, row: int) -> tuple[int, int]:
         """Height and width of one row's picture in the batch, without padding."""

@@ -31,6 +31,8 @@ class FeatureSpec:
 class Features:
     """A feature tensor with its validity.
 
+    A text is a map of height 1: its words stand side by side, so that poolings, heads and architectures are those of pictures.
+
     Attributes:
         tensor: [B, C, h, w] for maps.
         valid: [B, 1, h, w] in 0..1, the share of each cell that is picture and not padding; None if all is picture.
@@ -52,6 +54,20 @@ class Features:
         if valid.shape[-2:] != tensor.shape[-2:]:
             valid = F.adaptive_avg_pool2d(valid, (tensor.shape[-2], tensor.shape[-1]))
         return Features(tensor * (valid > 0), valid, self.token)
+
+    def take(self, rows: Tensor) -> "Features":
+        """Some of the rows: int64 [N]."""
+        parts = [None if part is None else part[rows] for part in (self.valid, self.token)]
+        return Features(self.tensor[rows], *parts)
+
+    def put(self, rows: Tensor, count: int) -> "Features":
+        """The opposite: these rows at their places among ``count``; the others are 0, and all of them valid."""
+
+        def spread(part: Tensor, fill: float = 0.0) -> Tensor:
+            return part.new_full((count, *part.shape[1:]), fill).index_copy(0, rows, part)
+
+        valid = None if self.valid is None else spread(self.valid, 1.0)
+        return Features(spread(self.tensor), valid, None if self.token is None else spread(self.token))
 
 
 def pool(features: Features, size: int = 1) -> Tensor:

@@ -53,7 +53,7 @@ def load(run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device
     restore_tasks(kept, state)
     chosen = choose(tasks, kept, "tasks")
     architecture = (built.architecture or HardSharing)(built.encoder, list(kept))
-    model = MultiTaskModel(kept, architecture)
+    model = MultiTaskModel(kept, architecture, config["model"].get("inputs"))
     try:
         model.load_state_dict(_part(state, "model."))
         nn.ModuleDict(kept).load_state_dict(_part(state, "tasks."))

@@ -49,7 +49,9 @@ class MultiTaskModule(pl.LightningModule):
         engine: how weightings look at the tasks' gradients.
         scheduler: learning-rate schedule; None keeps the rate.
         only: train these of the configured tasks and leave the others out.
-        encoder_lr: multiplies the learning rate of the architecture's parameters.
+        inputs: which of several inputs of the data a task reads; not needed where there is one.
+        encoder_lr: multiplies the learning rate of the encoder, of all copies that the architecture makes of it.
+        architecture_lr: multiplies the learning rate of what the architecture adds: gates, stitches, adapters.
         heads_lr: multiplies the learning rate of the heads.
         freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
         penalties: added to the objective behind the weighting.
@@ -65,7 +67,9 @@ class MultiTaskModule(pl.LightningModule):
         engine: EngineOptions | None = None,
         scheduler: Scheduler | None = None,
         only: list[str] | None = None,
+        inputs: dict[str, str] | None = None,
         encoder_lr: float = 1.0,
+        architecture_lr: float = 1.0,
         heads_lr: float = 1.0,
         freeze: Freeze | None = None,
         penalties: list[Penalty] | None = None,
@@ -84,7 +88,8 @@ class MultiTaskModule(pl.LightningModule):
         self._encoder = [encoder]
         self._architecture = architecture or HardSharing
         self._scheduler = scheduler
-        rates = {"encoder": encoder_lr, "heads": heads_lr}
+        self._inputs = inputs or {}
+        rates = {"encoder": encoder_lr, "architecture": architecture_lr, "heads": heads_lr}
         self._optimization = Optimization(optimizer, scheduler.scheduler if scheduler is not None else None, rates)
         self._penalties = penalties or []
         self._engine = engine or EngineOptions()
@@ -108,7 +113,7 @@ class MultiTaskModule(pl.LightningModule):
         # From a seed of its own: how much was drawn since the start depends on the data and the number of processes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)))
+            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self._inputs)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
@@ -152,12 +157,14 @@ class MultiTaskModule(pl.LightningModule):
             further=self._further,
         )
 
-    def forward(self, inputs: Mapping[str, Tensor], padding: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Mapping[str, Tensor], padding: Tensor | None = None, rows: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Raw predictions of every task, see :class:`~mtl_lightning.model.MultiTaskModel`."""
         if self.model is None:
             self.configure_model()
         assert self.model is not None
-        predictions: dict[str, Tensor] = self.model(inputs, padding)
+        predictions: dict[str, Tensor] = self.model(inputs, padding, rows)
         return predictions
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -167,6 +174,9 @@ class MultiTaskModule(pl.LightningModule):
             if self.engine is not None:
                 self.engine.balance.meter.reset()
         if self._freezer is not None and (change := self._freezer.update(self.current_epoch)):
+            rank_zero_info(change)
+        assert self.model is not None
+        if change := self.model.architecture.set_epoch(self.current_epoch):
             rank_zero_info(change)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -310,7 +320,7 @@ class MultiTaskModule(pl.LightningModule):
         return forward_each(self, [item for item in batch if isinstance(item, Prepared)], self.device)
 
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
-        predictions: dict[str, Tensor] = self(batch.inputs, batch.padding)
+        predictions: dict[str, Tensor] = self(batch.inputs, batch.padding, batch.given)
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
         assert self._training is not None
         evaluation.update(predictions, self._training.masked_losses(predictions, batch), batch)

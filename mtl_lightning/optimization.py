@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from mtl_lightning.encoders.base import Encoder, Stage
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.model import MultiTaskModel
 
@@ -14,9 +15,20 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(model: MultiTaskModel, weighting: nn.Module) -> Groups:
-    """Named groups for an optimizer: ``encoder`` (the whole architecture), ``heads``, and ``weighting`` if it learns."""
-    groups = {"encoder": model.architecture.parameters(), "heads": model.heads.parameters(), "weighting": weighting.parameters()}
-    listed = {name: list(parameters) for name, parameters in groups.items()}
+    """Named groups for an optimizer, those that have parameters.
+
+    ``encoder``: all copies of its stages; ``architecture``: what the architecture adds to it (gates, stitches, adapters);
+    ``heads``; and ``weighting``.
+    """
+    stages = [module for module in model.architecture.modules() if isinstance(module, Encoder | Stage)]
+    encoder = {parameter for module in stages for parameter in module.parameters()}
+    every = list(model.architecture.parameters())
+    listed = {
+        "encoder": [parameter for parameter in every if parameter in encoder],
+        "architecture": [parameter for parameter in every if parameter not in encoder],
+        "heads": list(model.heads.parameters()),
+        "weighting": list(weighting.parameters()),
+    }
     return [{"name": name, "params": parameters} for name, parameters in listed.items() if parameters]
 
 

@@ -162,4 +162,5 @@ def first_rows(batch: Batch, rows: int) -> Batch:
         ids=batch.ids[:rows],
         sizes=batch.sizes[:rows],
         padding=padding,
+        given=cut(batch.given),
     )

@@ -127,9 +127,12 @@ class Training:
         assert self._step is not None, "objective comes first"
         return self._step
 
+    def _rows(self, batch: Batch) -> dict[str, Tensor]:
+        return batch.needed(self.model.read_by(batch.inputs))
+
     def _predict(self, batch: Batch) -> dict[str, Tensor]:
         with self.around.context():
-            return self.model(batch.inputs, batch.padding)  # type: ignore[no-any-return]
+            return self.model(batch.inputs, batch.padding, self._rows(batch))  # type: ignore[no-any-return]
 
     def _look(self, batch: Batch) -> Losses:
         predictions = self._predict(batch)
@@ -182,10 +185,10 @@ class Training:
         """
         engine = self.engine if self.weighs_gradients else None
         if engine is not None and engine.cuts:
-            features = self.model.features(batch.inputs, batch.padding)
+            features = self.model.features(batch.inputs, batch.padding, self._rows(batch))
             predictions = self.model.predict(engine.cut(features), batch.inputs)
         else:
-            predictions = self.model(batch.inputs, batch.padding)
+            predictions = self.model(batch.inputs, batch.padding, self._rows(batch))
         losses = self.losses(predictions, batch)
         if engine is not None and engine.wants_blocks(losses):
             losses = in_blocks(losses, self._blocks(predictions, batch, engine.blocks))

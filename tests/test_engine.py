@@ -206,7 +206,7 @@ def test_the_gramian_over_parameters_and_at_features() -> None:
     found = training(model, tasks, Equal()).losses(model(batch.inputs, None), batch)
     assert torch.allclose(losses, found.values.double())
 
-    pyramid = model.architecture({"image": Features(batch.inputs["image"])})
+    pyramid = model.architecture(Features(batch.inputs["image"]))
     leaves = [level.tensor for level in pyramid["color"]]
     losses_at = training(model, tasks, Equal()).losses(model.predict(pyramid, batch.inputs), batch)
     at = []
@@ -442,7 +442,7 @@ def test_a_part_of_the_batch_is_seen_before_and_after_the_step(norm: bool) -> No
                 module.eval()
     method, batch = Seeing(), batch_of(tasks)
     step, sizes = training(model, tasks, method), []
-    model.architecture.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0]["image"].tensor)))
+    model.architecture.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0].tensor)))
     for turn in range(2):
         before = {name: value.clone() for name, value in model.named_buffers()}
         sizes.clear()
@@ -529,7 +529,7 @@ def test_penalties_of_activations_and_constants(where: str) -> None:
     model.architecture.penalties = lambda: {"sizes": seen[-1].square().mean(), "constant": torch.tensor(2.0)}  # type: ignore[method-assign]
     take(step, batch)
     found = gradients(model)
-    model.architecture({"image": Features(batch.inputs["image"])})
+    model.architecture(Features(batch.inputs["image"]))
     seen[-1].square().mean().backward()
     for name, value in gradients(model).items():
         if value is not None:

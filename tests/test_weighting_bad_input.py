@@ -1,7 +1,7 @@
 """What goes wrong in choosing or running a weighting method ends in one message that says what to change."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,8 @@ class Separated(HardSharing):
 
     common = False
 
-    def forward(self, inputs: Mapping[str, Features]) -> dict[str, list[Features]]:
-        return {name: list(pyramid) for name, pyramid in super().forward(inputs).items()}
+    def forward(self, source: Features, tasks: Collection[str] | None = None) -> dict[str, list[Features]]:
+        return {name: list(pyramid) for name, pyramid in super().forward(source, tasks).items()}
 
 
 class NothingShared(HardSharing):

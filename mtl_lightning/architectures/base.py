@@ -1,23 +1,46 @@
-"""The architecture contract: how tasks share one or several encoders."""
+"""The architecture contract: how tasks share an encoder."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from mtl_lightning.architectures.seen import Seen
 from mtl_lightning.encoders.base import Encoder, Stage
 from mtl_lightning.features import Features, FeatureSpec
 
 
+class Table(NamedTuple):
+    """Numbers of an architecture that say who shares what, for logs and pictures.
+
+    Attributes:
+        rows: their names, tasks as a rule.
+        columns: their names: experts, tasks, branches, stages.
+        values: [rows, columns], detached.
+    """
+
+    rows: list[str]
+    columns: list[str]
+    values: Tensor
+
+
 class Architecture(nn.Module):
-    """From named inputs to each task's feature pyramid, over any staged encoder."""
+    """From an input to each task's feature pyramid, over any staged encoder."""
 
     common: bool = False
     """Whether all tasks read the same pyramid: only then can gradients be taken at the features."""
+    revision: int = 0
+    """Counts the changes of :meth:`owners` in training."""
 
     @abstractmethod
-    def forward(self, inputs: Mapping[str, Features]) -> dict[str, list[Features]]:
-        """Each task's pyramid, finest first."""
+    def forward(self, source: Features, tasks: Collection[str] | None = None) -> dict[str, list[Features]]:
+        """Each task's pyramid, finest first.
+
+        Args:
+            source: the input as the data gives it, [B, C, H, W] in 0..1 or token ids [B, L].
+            tasks: those whose pyramids are wanted; None is all. What no wanted task needs does not run.
+        """
 
     @abstractmethod
     def specs(self, task: str) -> list[FeatureSpec]:
@@ -25,7 +48,7 @@ class Architecture(nn.Module):
 
     @abstractmethod
     def owners(self) -> dict[nn.Parameter, frozenset[str]]:
-        """Each parameter and the tasks that use it; with two or more it is shared."""
+        """Each parameter and the tasks whose losses have a gradient by it; with two or more it is shared."""
 
     def stages(self) -> list[list[Stage]]:
         """Every copy of the encoder's first stage, of its second, and so on; freezing goes by these.
@@ -37,7 +60,32 @@ class Architecture(nn.Module):
         return [[stages[level] for stages in encoders if level < len(stages)] for level in range(depth)]  # type: ignore[misc]
 
     def penalties(self) -> dict[str, Tensor]:
-        """Named scalars that are added to the objective after the weighting, and logged as ``penalty/NAME``."""
+        """Named scalars that are added to the objective after the weighting, and logged as ``penalty/NAME``.
+
+        Asked for behind each training step's forward pass, whose activations they may be made of.
+        """
+        return {}
+
+    def set_epoch(self, epoch: int) -> str | None:
+        """Called before every training step with the epoch, from 0, for what changes with time.
+
+        Returns:
+            What this changed, in words; None if nothing.
+        """
+        return None
+
+    def watch(self, on: bool) -> None:
+        """Start to average what the gates give (:class:`~mtl_lightning.architectures.seen.Seen`), or stop it."""
+        for module in self.modules():
+            if isinstance(module, Seen):
+                module.watch(on)
+
+    def tables(self) -> dict[str, Table]:
+        """Stitches, gates, learnt branches by name; those that depend on the input as means since :meth:`watch`."""
+        return {}
+
+    def attention(self, source: Features) -> dict[str, list[Tensor]]:
+        """Maps [B, 1, h, w] in 0..1 of where each task looks, finest first; nothing where there is no attention."""
         return {}
 
 

@@ -68,6 +68,8 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    fresh: bool = False
+    """Whether its weights are random draws, so that an architecture's copies draw their own instead of repeating them."""
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ class Timm(Encoder):
         if in_channels != len(mean):
             mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels
         super().__init__(made, in_channels, mean, std, take=stages)
+        self.fresh = weights is None
         if weights is None or weights == "DEFAULT" or SKIPPED.get():
             return
         first = f"{config['first_conv']}.weight" if isinstance(config.get("first_conv"), str) else ""  # type: ignore[index, union-attr, operator]

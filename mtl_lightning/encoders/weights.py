@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError
 
 KEY = "model.encoder.init_args.weights"
@@ -70,6 +71,8 @@ def load_weights(
     Raises:
         ConfigError: the weights cannot be found, downloaded or read, or are not those of this network.
     """
+    if isinstance(encoder, Encoder):
+        encoder.fresh = weights is None
     if weights is None or SKIPPED.get():
         return
     names = get_model_weights(model).__members__
@@ -86,6 +89,8 @@ def load_weights(
 
 def load_own(encoder: nn.Module, weights: str | None, first: str, strict: bool) -> None:
     """As :func:`load_weights` for an encoder of our own making: from its state_dict file or a checkpoint of ours."""
+    if isinstance(encoder, Encoder):
+        encoder.fresh = weights is None
     if weights is not None and not SKIPPED.get():
         _fill_own(encoder, read_weights(weights, type(encoder).__name__, []), type(encoder).__name__, weights, first, strict)
 

@@ -85,6 +85,7 @@ class GradientEngine(nn.Module):
         self._reduce, self._world, self._rank = reduce, world, rank
         self._frozen: frozenset[nn.Parameter] = frozenset()
         self._whole = self._sharing = Sharing(model)
+        self._revision = model.architecture.revision
         self._rows = Rows()
         self._held: Held | None = None
         self._cut: Cut | None = None
@@ -117,9 +118,9 @@ class GradientEngine(nn.Module):
 
     def sharing(self, frozen: Collection[nn.Parameter]) -> Sharing:
         """The parameters that learn, sorted; anew where other ones are frozen."""
-        now = frozenset(frozen)
-        if self._frozen != now:
-            self._frozen, self._sharing = now, Sharing(self._model[0], now)
+        now, revision = frozenset(frozen), self._model[0].architecture.revision
+        if (self._frozen, self._revision) != (now, revision):
+            self._frozen, self._revision, self._sharing = now, revision, Sharing(self._model[0], now)
         return self._sharing
 
     def cut(self, features: Mapping[str, list[Features]]) -> Mapping[str, list[Features]]:
