@@ -301,7 +301,7 @@ def test_selectors_that_have_chosen_give_exact_zeros() -> None:
     torch.testing.assert_close(gate(None), torch.tensor([0, 0.75, 0, 0, 0.25]))
     assert not torch.stack(gate.measures()).any()
     choose(gate, [4, 7], [0.25, 0.75])  # nobody has number 7
-    assert float(gate(None).sum()) == pytest.approx(0.25)
+    assert float(gate(None).detach().sum()) == pytest.approx(0.25)
     assert gate.measures()[1] > 1000
 
 
@@ -313,7 +313,7 @@ def test_the_entropy_in_closed_form() -> None:
     assert float(missing) == pytest.approx(2 * (4 / 3 - 1))
 
 
-def train(steps: int = 150, **options: Any) -> Any:
+def train(steps: int, **options: Any) -> Any:
     model = build(DSelectK, ["a", "b"], widths=(4, 6), **options)
     heads = nn.ModuleList(nn.Linear(6, 1, dtype=torch.float64) for _ in range(2))
     optimizer = torch.optim.Adam([*model.parameters(), *heads.parameters()], 0.02)
@@ -331,22 +331,25 @@ def train(steps: int = 150, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("static", [True, False])
-def test_entropy_falls_as_its_coefficient_rises(static: bool) -> None:
+@pytest.mark.parametrize(("static", "steps"), [(True, 60), (False, 5)])
+def test_entropy_falls_as_its_coefficient_rises(static: bool, steps: int) -> None:
     entropies = []
-    for coefficient in (0.0, 0.01, 1.0):
-        model = train(entropy=coefficient, static=static, experts=3, steps=150)
+    for coefficient in (0.0, 0.01, 0.5):
+        model = train(steps, entropy=coefficient, static=static, experts=3)
         model(image(8))
-        measures = [gate.measures() for gate in model.gates.values()]
-        entropies.append(float(sum(entropy for entropy, _ in measures)))
-        assert float(sum(missing for _, missing in measures)) < 0.5, "selectors on numbers of nobody"
-    assert entropies[0] > entropies[1] > entropies[2]
-    assert entropies[2] == 0
+        entropies.append(float(sum(gate.measures()[0].detach() for gate in model.gates.values())))
+    assert entropies[0] > entropies[1] > 2 * entropies[2]
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_at_convergence_there_are_exact_zeros(static: bool) -> None:
+    model = train(60, entropy=1.0, static=static, experts=3)
     model.watch(True)
     model(image(8))
     values = model.tables()["gates"].values
     assert bool(((values == 0).sum(1) >= 1).all()), "at most 2 of 3 experts have a weight"
     torch.testing.assert_close(values.sum(1), torch.ones(2, dtype=torch.float64))
+    assert not torch.stack([value for gate in model.gates.values() for value in gate.measures()]).any()
 
 
 def test_penalties_are_of_the_last_training_batch_and_reach_gates_and_trunk() -> None:
