@@ -76,7 +76,9 @@ class TaskAdapters(OneTrunk):
     that is asked for, in time and memory of backward passes too, with batch statistics of each task's own.
 
     The encoder is shared by all tasks, each adapter is its task's own: about C² / 2 weights and multiplications per cell for C
-    channels with the default adapter, 6 % of a ResNet-18 a task. With adapters at zero every task's pyramid is the trunk's.
+    channels with the default adapter, 1.6 % of a ResNet-18 a task. A step of three tasks (64 x 64 pixels, 16 rows, CPU) takes 1.1
+    times that of hard sharing beside, 2.5 times in series, 1.4 times in series behind the last two stages. With adapters at zero
+    every task's pyramid is the trunk's.
 
     Args:
         encoder: the trunk.

@@ -118,8 +118,9 @@ class MTAN(Architecture):
     A task's pyramid is what it attended to: the encoder's channels and strides. A class token is masked like a cell.
 
     The encoder is shared by all tasks; the attention modules are each their task's own. A module over C channels with h =
-    width * C has (C + h) h + h C + 9 C h' weights, h' being the next stage's h, and as many multiplications in each cell: a
-    third of a ResNet-18 for each task at width 1, about a tenth at width 0.25.
+    width * C has (C + h) h + h C + 9 C h' weights, h' being the next stage's h, and as many multiplications in each cell. Of a
+    ResNet-18 that is 24 % a task at width 1 and 5 % at width 0.25. Fine maps make it slow: a step of three tasks (64 x 64
+    pixels, 16 rows, CPU) takes 2.9 times that of hard sharing at width 1, and 1.7 times at width 0.25.
 
     Where ours differs: the paper reads the mask from a layer inside the stage and puts it on the stage's last; a stage of any
     encoder shows its end alone, which is here both. Heads read the masked features, where the paper has one more convolution

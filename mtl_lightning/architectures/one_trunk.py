@@ -42,8 +42,8 @@ class Statistics(nn.Module):
 class OneTrunk(Architecture):
     """A trunk whose first stages run once, and whose other stages run once a task, one task after the other.
 
-    Tasks do not run as one larger batch: batch norm would then mix what belongs to one task into another's gradients, and on
-    the CPU it is not faster.
+    As one larger batch of all tasks they would be a tenth faster on the CPU, but batch norm would then make each task's
+    features, and the gradients of what is its own, depend on the other tasks.
 
     Args:
         encoder: the trunk.
