@@ -184,9 +184,10 @@ LEARN = ["--model.architecture=LTB", "--model.architecture.init_args.epochs=1", 
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     args = [*LEARN, "--model.weighting=FAMO"]
     test_resume.fit(tmp_path / "one", *args)
+    killer = f"--trainer.callbacks+={{class_path: tests.killer.StopAt, init_args: {{step: {stop}}}}}"
     with pytest.raises(Stopped):
-        test_resume.fit(tmp_path / "other", *args, f"--trainer.callbacks+={{class_path: tests.killer.StopAt, init_args: {{step: {stop}}}}}")  # fmt: skip
-    test_resume.fit(tmp_path / "other", *args)
+        test_resume.fit(tmp_path / "other", *args, killer)
+    test_resume.fit(tmp_path / "other", *args, "--ckpt_path=last")
     test_resume.assert_same(tmp_path / "one" / "tiny", tmp_path / "other" / "tiny")
 
 
