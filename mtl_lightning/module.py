@@ -276,10 +276,18 @@ class MultiTaskModule(pl.LightningModule):
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
+        taken = taken._replace(penalties=self._everywhere(taken.penalties))
         record = step_record(taken, self._importance, self.latest, self.weighting, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
+
+    def _everywhere(self, penalties: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # A penalty on activations is of each process's own rows; what learns is the mean.
+        if self.trainer.world_size == 1 or not penalties:
+            return dict(penalties)
+        means = self._sum(torch.stack([value.detach() for value in penalties.values()])) / self.trainer.world_size
+        return dict(zip(penalties, means.unbind(), strict=True))
 
     def _send(self, record: Mapping[str, float], step: int) -> None:
         # Straight to the loggers: Lightning's own log costs 0.35 ms a value and step, and it writes an epoch's means only after

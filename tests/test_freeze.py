@@ -18,6 +18,8 @@ from tests import test_distributed, test_resume
 from tests.killer import Stopped
 from tests.watch import Watch
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 
 
