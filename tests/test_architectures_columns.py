@@ -68,6 +68,18 @@ def test_a_stitch_is_the_sum_of_the_paper() -> None:
     assert (table.rows, table.columns, table.values.shape) == (TASKS, TASKS, (3, 3))
 
 
+def test_padding_stays_0_in_a_fusion() -> None:
+    model, source = NDDR(small(4), ["a", "b"]).double(), pictures()
+    source.valid = torch.ones(2, 1, 16, 16, dtype=torch.float64)
+    source.valid[1, :, 8:] = 0
+    with torch.no_grad():
+        for mixer in model.mixers()[1]:
+            mixer.norm.bias.fill_(1.0)  # type: ignore[union-attr, operator]
+    found = model(source)["a"][0].tensor
+    assert found[1, :, 4:].abs().max() == 0
+    assert found[0, :, 4:].abs().max() > 0
+
+
 def test_a_fusion_is_convolution_norm_and_relu() -> None:
     model, source = NDDR(small(4, 6), TASKS, stages=[2]).double(), pictures()
     levels = [trunk(source)[1].tensor for trunk in model.trunks()]
@@ -215,5 +227,6 @@ def test_the_distance_is_logged_and_falls(tmp_path: Path) -> None:
               f"{strength}={value}", "--trainer.log_every_n_steps=1"])  # fmt: skip
         rows = [line.split(",") for line in (tmp_path / value / "tiny" / "metrics.csv").read_text().splitlines()]
         found[value] = [float(row[3]) / float(value) for row in rows if row[2] == "penalty/distance"]
-    assert found["0.001"][0] == found["0.1"][0] == 0
+    assert found["0.001"][0] == pytest.approx(0, abs=1e-9)
+    assert found["0.1"][0] == pytest.approx(0, abs=1e-9)
     assert 0 < found["0.1"][-1] < found["0.001"][-1]

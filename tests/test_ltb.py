@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from mtl_lightning.architectures import LTB
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
+from mtl_lightning.main import main
 from tests import test_distributed, test_resume
 from tests.killer import Stopped
 from tests.sharing import assert_owners, calls, pictures, small
@@ -179,14 +182,42 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 LEARN = ["--model.architecture=LTB", "--model.architecture.init_args.epochs=1", "--model.architecture_lr=10"]
 
 
+class Keep(Callback):
+    """The architecture's parameters after every batch in which the tree was fixed, by whether a task uses them."""
+
+    seen: ClassVar[list[dict[bool, list[Tensor]]]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        owners = pl_module.model.architecture.owners()
+        if pl_module.model.architecture.routes is not None:
+            kept: dict[bool, list[Tensor]] = {True: [], False: []}
+            for parameter, users in owners.items():
+                kept[bool(users)].append(parameter.detach().clone())
+            self.seen.append(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["Equal", "PCGrad"])
+def test_what_the_tree_leaves_out_stands_still(tmp_path: Path, weighting: str) -> None:
+    Keep.seen.clear()
+    main(["fit", "--config", str(CONF), "--runs", str(tmp_path), *LEARN, f"--model.weighting={weighting}",
+          "--model.optimizer.init_args.weight_decay=0.3", "--trainer.callbacks+=tests.test_ltb.Keep"])  # fmt: skip
+    first, last = Keep.seen[0], Keep.seen[-1]
+    assert len(Keep.seen) == 6
+    assert first[False]
+    assert all(torch.equal(*pair) for pair in zip(first[False], last[False], strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(first[True], last[True], strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 10], ids=["while it is learnt", "in the fixed tree"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     args = [*LEARN, "--model.weighting=FAMO"]
     test_resume.fit(tmp_path / "one", *args)
+    killer = f"--trainer.callbacks+={{class_path: tests.killer.StopAt, init_args: {{step: {stop}}}}}"
     with pytest.raises(Stopped):
-        test_resume.fit(tmp_path / "other", *args, f"--trainer.callbacks+={{class_path: tests.killer.StopAt, init_args: {{step: {stop}}}}}")  # fmt: skip
-    test_resume.fit(tmp_path / "other", *args)
+        test_resume.fit(tmp_path / "other", *args, killer)
+    test_resume.fit(tmp_path / "other", *args, "--ckpt_path=last")
     test_resume.assert_same(tmp_path / "one" / "tiny", tmp_path / "other" / "tiny")
 
 

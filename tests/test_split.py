@@ -8,8 +8,11 @@ import torch
 
 from mtl_lightning.architectures import Group, SplitAt
 from mtl_lightning.errors import ConfigError
+from mtl_lightning.gradients.sharing import Sharing
 from mtl_lightning.loading import load
 from mtl_lightning.main import main
+from mtl_lightning.model import MultiTaskModel
+from mtl_lightning.tasks import Regression, Task
 from tests.sharing import assert_owners, calls, gradients, pictures, small
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
@@ -61,6 +64,13 @@ def test_a_tree_shares_stage_by_stage() -> None:
     assert calls(model, source, None) == [1, 2, 3, 4]
     assert calls(model, source, ["a"]) == [1, 1, 1, 1]
     assert calls(model, source, ["c", "d"]) == [1, 1, 2, 2]
+
+
+def test_the_last_shared_layer_is_one_that_most_tasks_share() -> None:
+    model = SplitAt(small(4, 5, 6, 7), list("abcde"), 1, TREE)
+    tasks: dict[str, Task] = {name: Regression(names=["x"]) for name in "abcde"}
+    (weight,) = Sharing(MultiTaskModel(tasks, model)).last
+    assert weight is model.encoder.stages[0].body.conv.weight  # type: ignore[union-attr]
 
 
 def test_a_run_may_leave_tasks_of_the_groups_out() -> None:
