@@ -259,7 +259,7 @@ class GradientEngine(nn.Module):
         for row, name in enumerate(held.names):
             used, own = share.used_by(name, last=last), share.own[name]
             found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
-            flat(found, over, rows[row])
+            flat({parameter: found[parameter] for parameter in used}, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})
             del found
         rows = self._mean(rows)
@@ -415,8 +415,8 @@ def check(method: GradientWeighting, model: MultiTaskModel, options: EngineOptio
     name, architecture = type(method).__name__, type(model.architecture).__name__
     if not Sharing(model).shared:
         raise ConfigError(
-            f"model.weighting {name} balances gradients of shared parameters, and architecture {architecture} shares none; "
-            "take a weighting from losses, or another architecture"
+            f"model.weighting {name} balances gradients of shared parameters, and architecture {architecture} shares none "
+            "as it is configured; take a weighting from losses, or another architecture"
         )
     if options.gradients == "features" and method.needs_rows:
         raise ConfigError(
