@@ -5,9 +5,11 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import EncoderBlock
 
 from mtl_lightning.architectures import Architecture
 from mtl_lightning.encoders import Encoder, SmallCNN, Stage
+from mtl_lightning.encoders.vit import BlockStage, Patches
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.gradients import EngineOptions
 from mtl_lightning.model import MultiTaskModel
@@ -118,6 +120,35 @@ class TextEncoder(Encoder):
 
     def start(self, image: Features) -> Features:
         return image
+
+
+def transformer() -> Encoder:
+    """A tiny vision transformer of two stages, with a class token."""
+    torch.manual_seed(0)
+    spec, width = FeatureSpec(8, 8, token=True), 8
+    blocks = [EncoderBlock(2, width, 16, 0.0, 0.0) for _ in range(2)]
+    patches = Patches(nn.Conv2d(3, width, 8, 8), nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width)))
+    stages = [BlockStage(blocks[:1], spec, patches), BlockStage(blocks[1:], spec, norm=nn.LayerNorm(width))]
+    return Encoder(stages, 3, 0.0, 1.0).double()
+
+
+def check_token(architecture: Architecture) -> None:
+    """Heads that read the class token alone train what the task owns, and padding has no say in it."""
+    owners, tensor, valid = architecture.owners(), picture(2, (24, 32)).tensor, torch.zeros(2, 1, 24, 32, dtype=torch.float64)
+    for task, pyramid in architecture(Features(tensor[..., :16, :16])).items():
+        assert [level.token.shape[1] for level in pyramid] == [spec.channels for spec in architecture.specs(task)]  # type: ignore[union-attr]
+        own = [value for value, users in owners.items() if users == {task}]
+        gradients = torch.autograd.grad(pyramid[-1].token.pow(3).sum(), own, retain_graph=True)  # type: ignore[union-attr]
+        assert all(gradient.any() for gradient in gradients)
+    valid[..., :16, :16] = 1
+    architecture.eval()
+    with torch.no_grad():
+        alone = architecture(Features(tensor[..., :16, :16], valid[..., :16, :16]))
+        found = architecture(Features(tensor, valid))
+    for task, pyramid in alone.items():
+        for one, other in zip(pyramid, found[task], strict=True):
+            assert torch.allclose(one.token, other.token, rtol=0, atol=1e-10)  # type: ignore[arg-type]
+            assert torch.allclose(one.tensor, other.tensor[..., :2, :2], rtol=0, atol=1e-10)
 
 
 def text() -> Features:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl_lightning.architectures.cells import average, fit, joined, parted
+from mtl_lightning.architectures.cells import average, joined, parted
 from mtl_lightning.architectures.one_trunk import OneTrunk, numbered
 from mtl_lightning.architectures.parts import belong, staged
 from mtl_lightning.encoders.base import Encoder
@@ -139,10 +139,10 @@ class TaskAdapters(OneTrunk):
     def _carried(self, delta: Tensor, level: int, common: Sequence[Features]) -> Tensor:
         """The correction of the level before, as one of this level."""
         before, features, specs = parted(delta, common[level - 1]), common[level], self.encoder.specs
-        size = features.tensor.shape[1:]
-        tensor = fit(average(before, specs[level - 1], specs[level], size[1:]), size)
-        token = None if before.token is None else F.pad(before.token, (0, size[0] - before.token.shape[1]))
-        return joined(Features(tensor, token=token))
+        tensor = average(before, specs[level - 1], specs[level], features.tensor.shape[-2:])
+        more = specs[level].channels - specs[level - 1].channels
+        token = None if before.token is None else F.pad(before.token, (0, more))
+        return joined(Features(F.pad(tensor, (0, 0, 0, 0, 0, more)), token=token))
 
     def owners(self) -> dict[nn.Parameter, frozenset[str]]:
         """The encoder belongs to all tasks, adapters to their task."""

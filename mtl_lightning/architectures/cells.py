@@ -28,10 +28,14 @@ def parted(tensor: Tensor, like: Features) -> Features:
 
 
 def fit(tensor: Tensor, size: torch.Size) -> Tensor:
-    """Channels, rows and columns cut off at the end, or filled up with zeros, to ``size`` [C, h, w]."""
-    if tensor.shape[1:] == size:
-        return tensor
-    return F.pad(tensor, [gap for side in (3, 2, 1) for gap in (0, size[side - 1] - tensor.shape[side])])
+    """Rows and columns cut off at the end, or their last repeated, to a height and width."""
+    compiling = torch.compiler.is_compiling()
+    for dim, length in ((2, size[0]), (3, size[1])):
+        # While a graph is made for any size, lengths are not to be compared.
+        if compiling or tensor.shape[dim] != length:
+            places = torch.arange(length, device=tensor.device).clamp(max=tensor.shape[dim] - 1)
+            tensor = tensor.index_select(dim, places)
+    return tensor
 
 
 def maximum(features: Features, spec: FeatureSpec, after: FeatureSpec, size: torch.Size) -> Tensor:
@@ -48,8 +52,7 @@ def maximum(features: Features, spec: FeatureSpec, after: FeatureSpec, size: tor
     ratio, rest = divmod(after.stride, spec.stride)
     if rest:
         return F.interpolate(features.tensor, size=size, mode="bilinear", align_corners=False)
-    pooled = F.max_pool2d(features.tensor, ratio, ceil_mode=True) if ratio > 1 else features.tensor
-    return fit(pooled, torch.Size([pooled.shape[1], *size]))
+    return fit(F.max_pool2d(_whole(features.tensor, ratio), ratio) if ratio > 1 else features.tensor, size)
 
 
 def average(features: Features, spec: FeatureSpec, after: FeatureSpec, size: torch.Size) -> Tensor:
@@ -57,10 +60,15 @@ def average(features: Features, spec: FeatureSpec, after: FeatureSpec, size: tor
     ratio, rest = divmod(after.stride, spec.stride)
     if rest:
         return F.interpolate(features.tensor, size=size, mode="bilinear", align_corners=False)
-    pooled = features.tensor
-    if ratio > 1:
-        pooled = F.avg_pool2d(pooled, ratio, ceil_mode=True)
-        if features.valid is not None:
-            share = F.avg_pool2d((features.valid > 0).to(pooled.dtype), ratio, ceil_mode=True)
-            pooled = pooled / share.clamp_min(1 / ratio**2)
-    return fit(pooled, torch.Size([pooled.shape[1], *size]))
+    if ratio == 1:
+        return fit(features.tensor, size)
+    inside = features.tensor.new_ones(1, 1, *features.tensor.shape[-2:])
+    if features.valid is not None:
+        inside = inside * (features.valid > 0)
+    share = F.avg_pool2d(_whole(inside, ratio), ratio)
+    return fit(F.avg_pool2d(_whole(features.tensor, ratio), ratio) / share.clamp_min(1 / ratio**2), size)
+
+
+def _whole(tensor: Tensor, ratio: int) -> Tensor:
+    """With zeros at the end, so that pooling by the ratio drops nothing."""
+    return F.pad(tensor, (0, ratio - 1, 0, ratio - 1))
