@@ -161,7 +161,9 @@ class OfficeDataModule(ManifestDataModule):
         for part, name in found.items():
             rows = [_line(self.root, name, number, line, first) for number, line in _lines(os.path.join(self.root, name))]
             frame = _frame(task, [path for _, path, _ in rows], [label for *_, label in rows], [part] * len(rows))
-            tables.append(Table(frame, Places([(name, len(rows))], np.array([number for number, *_ in rows])), exact=True))
+            tables.append(
+                Table(frame, Places([(name, len(rows))], np.array([number for number, *_ in rows], dtype=np.int64)), exact=True)
+            )
         table = join_tables(tables)
         if "val" not in found:
             share = self.given.val_fraction or VAL_FRACTION

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("back_pack", "bike", "mug")
-DOMAINS = {"amazon": 30, "dslr": 12, "webcam": 18}
+DOMAINS = {"amazon": 30, "dslr": 15, "webcam": 15}
 
 
 def write_office(root: Path, lists: bool = False, images: bool = True, domains: dict[str, int] | None = None) -> None:
