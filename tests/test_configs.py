@@ -24,7 +24,12 @@ SMALL = {
     "pets": PETS,
     "pets_finetune": [*PETS, "--data.init_args.image_size=64"],
     "folder": FOLDER,
-    "office": ["--data.init_args.root={pets}/office", "--data.init_args.batch_size=12", "--data.init_args.image_size=48"],
+    "office": [
+        "--data.init_args.root={pets}/office",
+        "--data.init_args.batch_size=12",
+        "--data.init_args.image_size=32",
+        "--model.encoder.init_args.stages=2",
+    ],
     "kinds": SCENES,
     "imbalanced": SCENES,
 }

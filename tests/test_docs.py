@@ -32,7 +32,12 @@ SMALL = {
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": SCENES,
-    "configs/office.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=12", "--data.init_args.image_size=48"],
+    "configs/office.yaml": [
+        "--data.init_args.num_workers=0",
+        "--data.init_args.batch_size=12",
+        "--data.init_args.image_size=32",
+        "--model.encoder.init_args.stages=2",
+    ],
     "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
 }
 """What makes a command's data small, placed behind its config."""
