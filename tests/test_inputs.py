@@ -367,7 +367,7 @@ def test_a_run_of_two_cameras(place: Path, tmp_path: Path) -> None:
     table = tmp_path / "mine.csv"
     paths = [["", place / "right/15.png"], [place / "left/14.png", ""], [place / "left/13.png", place / "right/13.png"]]
     table.write_text("left_image,right_image\n" + "".join(f"{left},{right}\n" for left, right in paths))
-    main(["predict", *common, "--inputs", str(table), "--folder", str(tmp_path / "found")])
+    main(["predict", *common, "--inputs", str(table), "--folder", str(tmp_path / "found"), "--data.init_args.num_workers=1"])
     with (tmp_path / "found" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["shade"]) for row in rows] == [bool(row["mask"]) for row in rows] == [False, True, True]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,13 +32,13 @@ class Prepared(NamedTuple):
         id: its name.
         image: float32 [C, H, W] in 0..1.
         frame: where that is in the stored picture.
-        inputs: several pictures of one row by input, of which this is the first; empty where there is one.
+        inputs: several pictures of one row by input, of which this is the first; None where there is one.
     """
 
     id: str
     image: Tensor
     frame: Frame
-    inputs: Mapping[str, "Prepared"] = MappingProxyType({})
+    inputs: Mapping[str, "Prepared"] | None = None
 
     def seen_by(self, task: str, reads: Mapping[str, str]) -> "Prepared | None":
         """What a task reads of it; None where the row lacks that."""
