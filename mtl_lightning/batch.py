@@ -1,7 +1,8 @@
 """The batch contract: what the data room hands to the model, and the collate that makes it.
 
-A *sample* is a dict: ``image`` [C, H, W], ``id``, optionally ``size`` (the file's own height and width), and the targets
-under their tasks' names. A missing label is an absent key or None, never a magic number.
+A *sample* is a dict: ``image`` [C, H, W] (or several inputs under their names, of which a row may lack some), ``id``,
+optionally ``size`` (the file's own height and width), and the targets under their tasks' names. What is missing is an absent
+key or None, never a magic number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtl_lightning.errors import DataError
+from mtl_lightning.inputs import IMAGE
 
 Kind = Literal["class", "multilabel", "numbers", "angle", "mask", "depth", "normals"]
 IGNORE = -1
@@ -73,23 +75,29 @@ class Batch:
         return len(self.ids)
 
     def needed(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """The rows of each input that its tasks learn from: bool [B]; nothing where there is one input.
+        """The rows of each input that its tasks learn from: bool [B]; nothing where there is one input, which all rows have.
 
         Args:
             tasks: those that read each input.
         """
-        if len(self.inputs) == 1:
+        if len(self.inputs) == 1 and not self.given:
             return {}
         labelled = {read: torch.stack([self.labelled[name] for name in names]).any(0) for read, names in tasks.items()}
         return {read: rows & self.given[read] if read in self.given else rows for read, rows in labelled.items()}
 
     def extent(self, row: int) -> tuple[int, int]:
         """Height and width of one row's picture in the batch, without padding."""
-        height, width = self.inputs["image"].shape[-2:]
+        height, width = next(iter(self.inputs.values())).shape[-2:]
         if self.padding is None:
             return height, width
         kept = ~self.padding[row]
         return int(kept.any(1).sum()), int(kept.any(0).sum())
+
+    def pictures(self, row: int) -> dict[str, Tensor]:
+        """One row's pictures by input, without padding; those that it has."""
+        height, width = self.extent(row)
+        has = [name for name in self.inputs if name not in self.given or bool(self.given[name][row])]
+        return {name: self.inputs[name][row, ..., :height, :width] for name in has}
 
     def _map(self, function: Any) -> "Batch":
         def apply(value: Any) -> Any:
@@ -113,26 +121,38 @@ class Batch:
 class Collate:
     """Turns samples into a :class:`Batch`.
 
-    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch.
+    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch; of several inputs, all
+    pictures are of one size.
 
     Args:
         targets: what each task's target looks like.
+        inputs: names of the pictures that samples may have.
     """
 
-    def __init__(self, targets: Mapping[str, TargetSpec]) -> None:
+    def __init__(self, targets: Mapping[str, TargetSpec], inputs: Sequence[str] = (IMAGE,)) -> None:
         self.targets = dict(targets)
+        self.inputs = list(inputs)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Make a batch.
 
         Raises:
-            DataError: a label's shape does not fit; it names the sample and the task.
+            DataError: a label's shape does not fit; it names the sample and the task. Or a sample has no picture, or pictures of
+                several inputs differ in size.
         """
-        images = [torch.as_tensor(sample["image"]) for sample in samples]
         ids = [str(sample["id"]) for sample in samples]
+        each = [
+            {name: torch.as_tensor(sample[name]) for name in self.inputs if sample.get(name) is not None} for sample in samples
+        ]
+        if empty := [name for name, row in zip(ids, each, strict=True) if not row]:
+            raise DataError(f"{empty[0]}: the sample has no {' and no '.join(self.inputs)}")
+        images = [next(iter(row.values())) for row in each]
         sizes = torch.tensor([tuple(sample.get("size", image.shape[-2:])) for sample, image in zip(samples, images, strict=True)])
         height = max(image.shape[-2] for image in images)
         width = max(image.shape[-1] for image in images)
+        inputs, given = {}, {}
+        for name in self.inputs:
+            inputs[name], given[name] = self._pictures(name, each, ids, height, width)
         padding = None
         if any(image.shape[-2:] != (height, width) for image in images):
             padding = torch.ones(len(images), height, width, dtype=torch.bool)
@@ -142,8 +162,23 @@ class Collate:
         for name, spec in self.targets.items():
             rows = [sample.get(name) for sample in samples]
             targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, (height, width))
-        pictures = torch.stack([_pad(image, height, width, 0.0) for image in images])
-        return Batch({"image": pictures}, targets, labelled, ids, sizes, padding)
+        some = {name: rows for name, rows in given.items() if not bool(rows.all())}
+        return Batch(inputs, targets, labelled, ids, sizes, padding, given=some)
+
+    def _pictures(
+        self, name: str, each: Sequence[Mapping[str, Tensor]], ids: Sequence[str], height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """One input of all rows, 0 where a row lacks it, and which rows have it."""
+        rows = [row.get(name) for row in each]
+        for place, picture in zip(ids, rows, strict=True):
+            if len(self.inputs) > 1 and picture is not None and picture.shape[-2:] != (height, width):
+                raise DataError(
+                    f"{place}: {name} is {picture.shape[-1]} wide and {picture.shape[-2]} high, another picture of the batch "
+                    f"{width} and {height}; pictures of several inputs are of one size: set data.init_args.image_size"
+                )
+        empty = torch.zeros_like(next(iter(each[0].values())))
+        stacked = torch.stack([_pad(empty if picture is None else picture, height, width, 0.0) for picture in rows])
+        return stacked, torch.tensor([picture is not None for picture in rows])
 
     @staticmethod
     def _stack(

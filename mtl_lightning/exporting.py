@@ -53,12 +53,13 @@ class _Graph(nn.Module):
     def __init__(self, predictor: Predictor, raw: bool) -> None:
         super().__init__()
         self.model = predictor.model
+        self._input = predictor.model.only_input()
         # Not as a submodule: what tasks know besides tensors has no place in an exported program.
         self._tasks = cast(dict[str, Task], dict(predictor.tasks.items()))
         self._raw = raw
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        predictions = self.model({"image": image})
+        predictions = self.model({self._input: image})
         return {name: predictions[name] if self._raw else task.interpret(predictions[name]) for name, task in self._tasks.items()}
 
 

@@ -37,7 +37,7 @@ from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
-from mtl_lightning.data.pictures import check_pictures, find_pictures
+from mtl_lightning.data.pictures import check_pictures
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
@@ -154,7 +154,7 @@ class MTLCLI(LightningCLI):
     def _take_inputs(self, inputs: Path) -> None:
         """Predict pictures of one's own: what tasks know comes from the checkpoint, no data of the run's is needed."""
         config = self.config[self.subcommand]
-        pictures = find_pictures(inputs, config.column or self.datamodule.image)
+        pictures = self.datamodule.find_pictures(inputs, config.column)
         if config.on_error == "raise":
             check_pictures(pictures)
         self.datamodule.pictures = pictures, config.on_error

@@ -19,6 +19,7 @@ from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
+from tests.data.office import write_office
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,6 +32,12 @@ SMALL = {
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": SCENES,
+    "configs/office.yaml": [
+        "--data.init_args.num_workers=0",
+        "--data.init_args.batch_size=12",
+        "--data.init_args.image_size=32",
+        "--model.encoder.init_args.stages=2",
+    ],
     "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
 }
 """What makes a command's data small, placed behind its config."""
@@ -74,6 +81,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "PATH" / "TO" / "pets").mkdir(parents=True)
     write_manifest(folder / "PATH" / "TO" / "pets", count=36, labelled=0.9)
     write_folders(folder / "PATH" / "TO" / "pictures", 30)
+    write_office(folder / "PATH" / "TO" / "office-31", lists=True)
     write_folders(folder / "PATH" / "TO" / "more", 20, classes=("dark", "bright"), first=100)
     (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
     for page in PAGES:

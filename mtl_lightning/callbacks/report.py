@@ -53,7 +53,7 @@ class Report(Callback):
         if batch_idx == 0:
             self._rows = []
         for row in spread(SHOWN, batches, batch_idx, len(batch)):
-            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
+            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row, module.inputs))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

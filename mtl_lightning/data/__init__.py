@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mtl_lightning.data.dataset import LabelledDataset
     from mtl_lightning.data.folder import FolderDataModule
     from mtl_lightning.data.manifest import ManifestDataModule
+    from mtl_lightning.data.office import OfficeDataModule
     from mtl_lightning.data.scenes import ScenesDataModule
     from mtl_lightning.data.transforms import RandomScaleCrop
     from mtl_lightning.mixing import CutMix, MixUp
@@ -20,6 +21,7 @@ __all__ = [
     "ManifestDataModule",
     "MixUp",
     "MultiTaskDataModule",
+    "OfficeDataModule",
     "RandAugmentWithLabels",
     "RandomScaleCrop",
     "ScenesDataModule",
@@ -32,6 +34,7 @@ _PLACES = {
     "ManifestDataModule": "data.manifest",
     "MixUp": "mixing",
     "MultiTaskDataModule": "data.base",
+    "OfficeDataModule": "data.office",
     "RandAugmentWithLabels": "data.augment",
     "RandomScaleCrop": "data.transforms",
     "ScenesDataModule": "data.scenes",

@@ -1,7 +1,7 @@
 """From any picture to what the network sees of it, as in evaluation, and where that is in the stored picture."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +32,23 @@ class Prepared(NamedTuple):
         id: its name.
         image: float32 [C, H, W] in 0..1.
         frame: where that is in the stored picture.
+        inputs: several pictures of one row by input, of which this is the first; None where there is one.
     """
 
     id: str
     image: Tensor
     frame: Frame
+    inputs: Mapping[str, "Prepared"] | None = None
+
+    def seen_by(self, task: str, reads: Mapping[str, str]) -> "Prepared | None":
+        """What a task reads of it; None where the row lacks that."""
+        return self.inputs.get(reads[task]) if self.inputs else self
+
+
+def together(name: str, inputs: Mapping[str, Prepared]) -> Prepared:
+    """One row of several pictures."""
+    first = next(iter(inputs.values()))
+    return Prepared(name, first.image, first.frame, dict(inputs))
 
 
 class Preparation:

@@ -36,7 +36,8 @@ def check(trainer: Trainer, module: Any, datamodule: Any, pictures: int, shown: 
     """
     folder = Path(trainer.default_root_dir)
     tasks: dict[str, Task] = dict(module.tasks.items())
-    datamodule.tasks, datamodule.configured = tasks, module.configured
+    datamodule.take(module)
+    datamodule.check_inputs(tasks)
     found = survey(datamodule.examined(tasks), tasks)
     report = Report(folder, found, tasks, shown, datamodule.on_error == "skip" and not found.stopping)
     report.data(datamodule.image_size is not None)
@@ -88,7 +89,7 @@ def _sheet(datamodule: Any, tasks: Mapping[str, Task], number: int, folder: Path
         if len(batches) >= math.ceil(number / max(1, datamodule.batch_size)):
             break
     with writing(folder, THEN):
-        drawn = contact_sheet(batches, tasks, number, folder / "contact_sheet.png")
+        drawn = contact_sheet(batches, tasks, number, folder / "contact_sheet.png", datamodule.chosen)
     return (
         f"The first {drawn} of the first epoch, after `train_transforms` and `image_size`.\n\n![contact sheet](contact_sheet.png)"
     )
