@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mtl_lightning.analysis.flops import sources, undisturbed
-from mtl_lightning.analysis.lanes import Users, fold
+from mtl_lightning.analysis.lanes import LANES, Users, fold
 from mtl_lightning.encoders.base import Stage
 from mtl_lightning.model import MultiTaskModel
 
@@ -179,12 +179,13 @@ def _added(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], inputs: Map
 def _order(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """The modules of the architecture by path, with the level of the stage that ran before them."""
     levels = {stage: level for level, copies in enumerate(stages, start=1) for stage in copies}
-    now, found, handles = [0], dict[str, int](), []
+    now, passes, found, handles = [0], dict[nn.Module, int](), dict[str, int](), []
 
     def watch(name: str, module: nn.Module) -> None:
         def note(*_: object) -> None:
             if isinstance(module, Stage) and module in levels:
                 now[0] = levels[module]
+                passes[module] = passes.get(module, 0) + 1
             found.setdefault(name, now[0])
 
         handles.append(module.register_forward_pre_hook(note))
@@ -196,6 +197,12 @@ def _order(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], inputs: Map
             for source, tasks in sources(model, inputs).values():
                 now[0] = 0
                 model.architecture(source, tasks)
+                if max(passes.values(), default=0) > 1 and len(tasks) <= LANES:
+                    # Each task goes through the stages by itself: only alone does it begin at the beginning.
+                    found.clear()
+                    for task in tasks:
+                        now[0] = 0
+                        model.architecture(source, [task])
     finally:
         for handle in handles:
             handle.remove()
@@ -212,11 +219,13 @@ def _by_order(name: str, ran: Mapping[str, int], depth: int) -> int:
 
 
 def _by_number(architecture: nn.Module, name: str, depth: int) -> int | None:
-    """The number of a stage in a path, where a list has about as many elements as there are stages."""
+    """The number of a stage in a path: of a list with about as many elements as there are stages, or a key of digits."""
     module = architecture
     for word in name.split("."):
         if word.isdigit() and isinstance(module, nn.ModuleList | nn.ParameterList) and depth - 1 <= len(module) <= depth:
             return int(word) + 1
+        if word.isdigit() and isinstance(module, nn.ModuleDict) and all(key.isdigit() for key in module):
+            return int(word) + ("0" in module)
         after = getattr(module, word)
         if not isinstance(after, nn.Module):
             return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from mtl_lightning.analysis.model_summary import ModelSummary, Part
@@ -88,6 +89,13 @@ def model_table(summary: ModelSummary, title: str) -> Table:
     table.add_section()
     table.add_row(*_cells("all", Part((), summary.parameters, summary.learning), summary.parameters))
     return table
+
+
+def show_network(summary: ModelSummary, title: str) -> None:
+    """Print it."""
+    console = Console()
+    console.print(model_table(summary, title))
+    console.print(flops_told(summary), highlight=False)
 
 
 def model_page(summary: ModelSummary) -> str:

@@ -7,13 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from torch import Tensor
 
-from mtl_lightning.analysis.diagram import diagram
-from mtl_lightning.analysis.layout import lay_out
-from mtl_lightning.analysis.model_summary import ModelSummary, summarize_model
-from mtl_lightning.analysis.model_tables import diagram_title, flops_told, model_page, model_table
+from mtl_lightning.analysis.model_summary import ModelSummary
+from mtl_lightning.analysis.model_tables import model_page, show_network
+from mtl_lightning.analysis.network import summary_of, write_network
 from mtl_lightning.storage import replace_text, writing
 
 THEN = "make room or set runs to another folder, and run again"
@@ -59,25 +56,3 @@ class NetworkPage(Callback):
         replace_text(file, json.dumps(told | {"model": summary.as_dict()}, indent=2) + "\n", THEN)
         replace_text(self.folder / "model.md", f"# {self.folder.name}\n\n{model_page(summary)}\n\n![model](model.png)\n", THEN)
         self._drawn = module.model.architecture.revision
-
-
-def one_row(data: Any) -> dict[str, Tensor]:
-    """The inputs of the first training row, as the network gets it in evaluation."""
-    return dict(data.first_row().inputs)
-
-
-def summary_of(module: Any, data: Any) -> ModelSummary:
-    """The network of a run in numbers."""
-    return summarize_model(module.model, one_row(data), module.frozen_for_good)
-
-
-def show_network(summary: ModelSummary, title: str) -> None:
-    """Print it."""
-    console = Console()
-    console.print(model_table(summary, title))
-    console.print(flops_told(summary), highlight=False)
-
-
-def write_network(summary: ModelSummary, module: Any, data: Any, folder: Path) -> None:
-    """``model.png``."""
-    diagram(lay_out(module.model, one_row(data)), diagram_title(summary, module.model), folder / "model.png")
