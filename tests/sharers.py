@@ -103,6 +103,14 @@ class Mixed(Architecture):
         return {"gates": Table(self.tasks, columns, torch.stack(cast(list[Tensor], means)))}
 
 
+class Looking(Mixed):
+    """Gates, and attention that is each expert's mean."""
+
+    def attention(self, source: Features) -> dict[str, list[Tensor]]:
+        maps = [expert(source)[0].tensor.mean(1, keepdim=True).sigmoid() for expert in self.experts]
+        return {task: [maps[position % len(maps)]] for position, task in enumerate(self.tasks)}
+
+
 class Attending(HardSharing):
     """One trunk, of whose maps each task looks at some places."""
 
@@ -167,4 +175,4 @@ def network(kind: type[Architecture], tasks: int, widths: Sequence[int] = (4, 6)
     return MultiTaskModel(kinds, kind(SmallCNN(list(widths)), names))  # type: ignore[call-arg]
 
 
-__all__ = ["Attending", "Mixed", "Parting", "Separate", "Stitched", "network"]
+__all__ = ["Attending", "Looking", "Mixed", "Parting", "Separate", "Stitched", "network"]

@@ -109,8 +109,8 @@ def _overlay(axes: Axes, look: Look, attention: Tensor, span: tuple[float, float
     low, high = span
     options = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 1e-6}
     if look.image is None:
-        axes.imshow(attention, aspect="auto", **options)  # type: ignore[arg-type]
+        axes.imshow(attention.numpy(), aspect="auto", **options)  # type: ignore[arg-type]
         axes.set(xticks=[], yticks=[])
         return
     show_image(axes, _cut(look).mean(0, keepdim=True), dim=0.2)
-    axes.imshow(attention, alpha=0.6, interpolation="nearest", **options)  # type: ignore[arg-type]
+    axes.imshow(attention.numpy(), alpha=0.6, interpolation="nearest", **options)  # type: ignore[arg-type]
