@@ -11,6 +11,8 @@ import yaml
 from mtl_lightning.advice import LENGTH, advise
 from mtl_lightning.main import main
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 TINY = yaml.safe_load(CONF.read_text())
 FIT = "python -m mtl_lightning fit"
