@@ -61,7 +61,7 @@ def attention_picture(looks: Sequence[Look], path: Path) -> None:
             place = axes[number * each + position // (wide - 1), 1 + position % (wide - 1)]
             if number == 0 or each > 1:
                 low, high = ranges[title]
-                place.set_title(f"{title}\n{low:.2f} to {high:.2f}", fontsize=7)
+                place.set_title(f"{title}\n{low:.3f} to {high:.3f}", fontsize=7)
             if title in columns:
                 place.set_axis_on()
                 _overlay(place, look, columns[title], ranges[title])

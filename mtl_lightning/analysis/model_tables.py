@@ -54,7 +54,12 @@ def _parts(summary: ModelSummary, groups: int) -> list[tuple[str, Part]]:
 
 
 def _cells(label: str, part: Part, whole: int) -> tuple[str, str, str, str]:
-    return label, f"{part.parameters:,}", f"{part.learning:,}", f"{100 * part.parameters / max(1, whole):.1f} %"
+    return (
+        label,
+        f"{part.parameters:,}",
+        f"{part.learning:,}",
+        "100 %" if part.parameters == whole else f"{100 * part.parameters / whole:.1f} %",
+    )
 
 
 def flops_told(summary: ModelSummary) -> str:
@@ -83,7 +88,10 @@ def model_table(summary: ModelSummary, title: str) -> Table:
     """For the terminal, a few lines whatever the number of tasks; :func:`flops_told` goes below it."""
     table = Table(title=title)
     for column in HEADER:
-        table.add_column(column, justify="left" if column == "part" else "right", overflow="ellipsis", no_wrap=True)
+        words = column == "part"
+        table.add_column(
+            column, justify="left" if words else "right", overflow="ellipsis", no_wrap=True, min_width=None if words else 7
+        )
     for label, part in _parts(summary, GROUPS):
         table.add_row(*_cells(label, part, summary.parameters))
     table.add_section()

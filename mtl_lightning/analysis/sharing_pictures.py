@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LOGGED = 256
 """Numbers of a table that are logged; a larger table is only drawn."""
-LINES, CHARTS = 10, 6
+LINES, CHARTS = 10, 8
 """Lines in a chart, and charts (one a row of a table) that are drawn over the epochs."""
 WRITTEN = 150
 """Cells of a table that have their number in them."""
