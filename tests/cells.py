@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lightning import architectures, encoders, weighting
-from mtl_lightning.architectures import Architecture
+from mtl_lightning.architectures import Architecture, Group
 from mtl_lightning.batch import Batch, Collate
 from mtl_lightning.encoders import Encoder
 from mtl_lightning.gradients import EngineOptions
@@ -29,16 +29,43 @@ WORDS = 20
 
 Build = Callable[[Encoder, list[str]], Architecture]
 
+GROUPS = [Group(["a", "b"], 2), Group(["c"], 1)]
 ARCHITECTURES: dict[str, Build] = {
     "HardSharing": architectures.HardSharing,
+    "SplitAt(0)": partial(architectures.SplitAt, shared=0),
+    "SplitAt(1)": partial(architectures.SplitAt, shared=1, groups=GROUPS),
+    "SplitAt(all)": lambda encoder, tasks: architectures.SplitAt(encoder, tasks, shared=len(encoder.stages)),
+    "CrossStitch": architectures.CrossStitch,
+    "NDDR": architectures.NDDR,
+    "SoftSharing": architectures.SoftSharing,
+    "LTB": architectures.LTB,
+    "MMoE": partial(architectures.MMoE, experts=2),
+    "CGC": architectures.CGC,
+    "PLE": architectures.PLE,
+    "DSelectK": partial(architectures.DSelectK, experts=3, selected=2),
+    "MTAN": architectures.MTAN,
+    "TaskConditioned": partial(architectures.TaskConditioned, film=[2], concatenate=True),
+    "TaskAdapters": architectures.TaskAdapters,
+    "TaskAdapters(in series)": partial(architectures.TaskAdapters, feed_back=True),
+    "LoRA": partial(architectures.LoRA, rank=2),
 }
 """By what they are called here; each with an encoder of two stages or more and tasks of the names a, b, c."""
 
 ENCODERS: dict[str, Callable[[], Encoder]] = {
     "SmallCNN": lambda: encoders.SmallCNN([4, 6, 8], norm=False),
-    "ResNet": lambda: encoders.ResNet("resnet18", stages=3),
-    "ConvNeXt": lambda: encoders.ConvNeXt("convnext_tiny", stages=2),
+    "ResNet": lambda: encoders.ResNet("resnet18", stages=2),
+    "ConvNeXt": lambda: shallow(encoders.ConvNeXt("convnext_tiny", stages=2)),
 }
+
+
+def shallow(encoder: Encoder) -> Encoder:
+    """One block of each group: for time."""
+    for stage in encoder.stages:
+        for part in stage.body.children():  # type: ignore[union-attr]
+            if isinstance(part, nn.Sequential) and type(part[0]).__name__ == "CNBlock":
+                del part[1:]
+    return encoder
+
 
 WEIGHTINGS: dict[str, tuple[Callable[[], Weighting], dict[str, Any]]] = {
     "Equal": (weighting.Equal, {}),
