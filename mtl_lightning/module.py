@@ -134,6 +134,11 @@ class MultiTaskModule(pl.LightningModule):
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
 
+    @property
+    def frozen_for_good(self) -> list[nn.Parameter]:
+        """Parameters that the configuration keeps from learning in the whole run."""
+        return [] if self._freezer is None else self._freezer.for_good
+
     def _check_strategy(self) -> None:
         # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
         strategy = None if self._trainer is None else self._trainer.strategy

@@ -104,6 +104,8 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
         assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
     for run in ("scenes-nash", "scenes-watched", "scenes_gradients", "even-norms"):
         assert (place / "runs" / run / "gradients.png").exists(), run
+    for picture in ("model.png", "sharing.png"):
+        assert (place / "runs/scenes-mmoe" / picture).exists(), picture
     runpy.run_path(str(place / "deploy.py"))
     assert (place / "predicted/predictions.csv").exists()
     assert (place / "pets-predicted/contact_sheet.png").exists()
@@ -128,6 +130,11 @@ def test_the_commands_that_take_longer(place: Path, part: str) -> None:
 def test_the_python_example(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(place / "use.py"))
     assert "{'kind': (4, 2), 'depth': (4, 1, 64, 48)}" in capsys.readouterr().out
+
+
+def test_the_network_of_the_docs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(place / "my_network.py"))
+    assert "| **all** |" in capsys.readouterr().out
 
 
 def test_the_head_of_the_docs_does_not_see_padding(place: Path) -> None:

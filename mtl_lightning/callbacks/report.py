@@ -104,6 +104,8 @@ class Report(Callback):
             if split not in TITLES:
                 continue
             parts.append(f"## {TITLES[split].capitalize()} of {part['checkpoint']}\n\n{markdown_table(part)}")
+        if "model" in summary:
+            parts.append("What the network consists of and costs: [model.md](model.md).")
         return "\n\n".join([*parts, *self._links()]) + "\n"
 
     def _links(self) -> list[str]:

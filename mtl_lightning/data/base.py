@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Transform
 
+from mtl_lightning.batch import Batch
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
@@ -302,6 +303,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented."""
         return self._loader("train", train=True)
+
+    def first_row(self) -> Batch:
+        """The first training row as evaluation would give it: a batch of one."""
+        loader = self._loader("train", train=False)
+        batch = loader.collate_fn(loader.dataset.__getitems__([Pick(0, 0)]))  # type: ignore[attr-defined]
+        if isinstance(batch, MTLError):
+            raise batch
+        return batch  # type: ignore[no-any-return]
 
     def further_batches(self, number: int) -> FurtherBatches:
         """Batches of the training split in a shuffle of their own, without end, for methods that need several a step.

@@ -12,6 +12,8 @@ from mtl_lightning.analysis.check import page
 from mtl_lightning.analysis.check.pictures import contact_sheet, distributions
 from mtl_lightning.analysis.check.step import StepCost, measure
 from mtl_lightning.analysis.check.survey import Survey, survey
+from mtl_lightning.analysis.model_summary import ModelSummary
+from mtl_lightning.analysis.model_tables import model_page, show_network
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.monitor import check_tunable
 from mtl_lightning.storage import replace_text, writing
@@ -110,6 +112,7 @@ class Report:
         self.folder, self.found, self.tasks, self.shown, self.skip = folder, found, tasks, shown, skip
         self._parts: list[str] = [f"# {folder.name}", self.verdict]
         self._lines: list[str] = []
+        self._network: ModelSummary | None = None
 
     @property
     def verdict(self) -> str:
@@ -143,8 +146,11 @@ class Report:
         self._lines += [f"note: {note}" for note in notes]
 
     def cost(self, cost: StepCost) -> None:
-        """The section about the network."""
-        self.add("Network and training step", page.cost_tables(cost))
+        """The sections about the network and its training."""
+        if cost.network is not None:
+            self.add("Network", f"{model_page(cost.network)}\n\n![model](model.png)")
+            self._network = cost.network
+        self.add("Training step", page.cost_tables(cost))
         peak = "" if cost.peak is None else f" Peak memory {cost.peak / 2**20:.0f} MiB."
         total = sum(size for size, _ in cost.parameters.values())
         self._lines.append(f"{total:,} parameters. {page.speed(cost)}{peak}")
@@ -158,4 +164,6 @@ class Report:
 
     def show(self) -> None:
         """On the screen."""
+        if self._network is not None:
+            show_network(self._network, f"{self.folder.name}: the network")
         print("\n".join([self.verdict, *self._lines, f"The report is {self.folder / 'report.md'}"]), flush=True)
