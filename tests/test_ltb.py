@@ -86,6 +86,21 @@ def test_mixing_is_a_gumbel_softmax_over_all_parents() -> None:
         torch.testing.assert_close(found[2].tensor, sum(to_tasks[2, k] * thirds[k] for k in range(3)))
 
 
+def test_shares_are_not_rounded_under_autocast() -> None:
+    model, source = LTB(small(4, 5, norm=False).float(), TASKS), pictures()
+    source.tensor = torch.ones_like(source.tensor).float()
+    with torch.no_grad():
+        for parameter in model.logits.parameters():
+            parameter.copy_(torch.randn(3))
+    for copies in model.stages():
+        for stage in copies:
+            stage.body = nn.Identity()
+    with torch.autocast("cpu", torch.bfloat16):
+        for pyramid in model.eval()(source).values():
+            # Means of ones.
+            torch.testing.assert_close(pyramid[0].tensor, pyramid[1].tensor, rtol=1e-6, atol=1e-6)
+
+
 def test_owners_change_with_the_tree() -> None:
     model, source = build(epochs=1), pictures()
     choose(model, 1.0)

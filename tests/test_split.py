@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_lightning.architectures import Group, SplitAt
+from mtl_lightning.architectures import PLE, Architecture, CrossStitch, Group, MMoE, SplitAt
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.gradients.sharing import Sharing
 from mtl_lightning.loading import load
@@ -71,6 +71,21 @@ def test_the_last_shared_layer_is_one_that_most_tasks_share() -> None:
     tasks: dict[str, Task] = {name: Regression(names=["x"]) for name in "abcde"}
     (weight,) = Sharing(MultiTaskModel(tasks, model)).last
     assert weight is model.encoder.stages[0].body.conv.weight  # type: ignore[union-attr]
+
+
+def test_the_last_shared_layer_is_of_all_experts_and_of_all_stitched_trunks() -> None:
+    """A task's gradient by another's trunk is small: one of them alone would say that the others' tasks hardly learn."""
+    tasks: dict[str, Task] = {name: Regression(names=["x"]) for name in TASKS}
+
+    def last(model: Architecture) -> set[str]:
+        found = set(Sharing(MultiTaskModel(tasks, model)).last)
+        return {name for name, parameter in model.named_parameters() if parameter in found}
+
+    experts = {"encoder.stages.2.body.conv.weight", "further.0.1.body.conv.weight"}
+    assert last(MMoE(small(4, 5, 6), TASKS, experts=2)) == experts
+    assert last(PLE(small(4, 5, 6), TASKS, shared_experts=2)) == experts
+    trunks = {f"encoders.{place}.stages.1.body.conv.weight" for place in range(3)}
+    assert last(CrossStitch(small(4, 5, 6), TASKS, stages=[1, 2])) == trunks
 
 
 def test_a_run_may_leave_tasks_of_the_groups_out() -> None:

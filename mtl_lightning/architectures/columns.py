@@ -67,7 +67,6 @@ class Columns(Architecture):
             )
         chosen = [] if mixer is None or len(self.tasks) == 1 else sorted(chosen)
         self.last = max(chosen, default=0)
-        # Ahead of the encoders, so that the last shared layer is one of a trunk.
         self.units = nn.ModuleDict(
             {str(level): nn.ModuleList(mixer(trunk[level - 1].spec, place) for place in range(len(tasks))) for level in chosen}
             if mixer is not None

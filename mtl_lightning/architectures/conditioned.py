@@ -76,9 +76,6 @@ class TaskConditioned(OneTrunk):
         for generator in self.film.values():
             nn.init.zeros_(generator.weight)  # type: ignore[arg-type]
             nn.init.zeros_(generator.bias)  # type: ignore[arg-type]
-        # Behind the linear layers: the last shared layer with weights, where some methods look, is the trunk's.
-        del self.encoder
-        self.encoder = encoder
 
     def branch(self, task: str, start: Features, common: Sequence[Features]) -> list[Features]:
         """Conditioned stages, then the embedding behind the last level's channels."""

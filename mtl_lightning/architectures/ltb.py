@@ -156,7 +156,9 @@ class LTB(Branched):
             ancestors = mixing[-1][self.tasks.index(name)]
             for depth in reversed(range(len(levels))):
                 pyramids[name].insert(0, blend(levels[depth], ancestors))
-                ancestors = ancestors @ torch.stack(mixing[depth - 1]) if depth else ancestors
+                if depth:
+                    # Not as a matrix product, which autocast would round to half precision.
+                    ancestors = (ancestors[:, None] * torch.stack(mixing[depth - 1])).sum(0)
         return pyramids
 
     def _mixing(self) -> list[list[Tensor]]:

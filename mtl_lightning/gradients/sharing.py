@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import nn
 
+from mtl_lightning.architectures.base import Architecture
 from mtl_lightning.model import MultiTaskModel
 
 
@@ -14,7 +15,8 @@ class Sharing:
     Attributes:
         shared: those that two tasks or more use, in the order of the network.
         own: those of one task alone, by task.
-        last: of ``shared``, those of the last layer with weights; where tasks share different layers, of those that most use.
+        last: of ``shared``, those of the last layer with weights that most tasks use, in every copy of its stage: of experts and
+            of stitched trunks all count, for a task's gradient is large by its own and small by another's.
 
     Args:
         model: says who uses which.
@@ -35,13 +37,9 @@ class Sharing:
                 self._users.append(users)
             else:
                 self.own[next(iter(users))].append(parameter)
-        self.last: list[nn.Parameter] = []
         most = max(map(len, self._users), default=0)
-        shared = {parameter for parameter, users in zip(self.shared, self._users, strict=True) if len(users) == most}
-        for module in model.architecture.modules():
-            direct = [parameter for parameter in module.parameters(recurse=False) if parameter in shared]
-            if any(parameter.ndim > 1 for parameter in direct):
-                self.last = direct
+        widest = {parameter for parameter, users in zip(self.shared, self._users, strict=True) if len(users) == most}
+        self.last = _last(model.architecture, widest)
 
     @property
     def size(self) -> int:
@@ -69,3 +67,20 @@ class Sharing:
     def all_of(self, tasks: Sequence[str]) -> list[nn.Parameter]:
         """All parameters that any of the tasks uses."""
         return self.used_by(*tasks) + [parameter for task in tasks for parameter in self.own[task]]
+
+
+def _last(architecture: Architecture, among: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """Of some parameters, those of the last layer with weights of each copy of the last stage that has any of them."""
+    for copies in reversed(architecture.stages()):
+        if found := [parameter for stage in copies for parameter in _last_layer(stage, among)]:
+            return found
+    return _last_layer(architecture, among)
+
+
+def _last_layer(module: nn.Module, among: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    last: list[nn.Parameter] = []
+    for part in module.modules():
+        direct = [parameter for parameter in part.parameters(recurse=False) if parameter in among]
+        if any(parameter.ndim > 1 for parameter in direct):
+            last = direct
+    return last

@@ -29,7 +29,8 @@ class GradNorm(GradientWeighting):
     Args:
         alpha: how strongly slow tasks are pushed, 0 or more; the paper takes 1.5 on NYUv2, and .12 on its toy.
         lr: of the weights.
-        over: which gradients: of the last shared layer, as in the paper, or of all shared parameters.
+        over: which gradients: of the last shared layer, as in the paper (where there are several experts or stitched trunks, of
+            each one's last), or of all shared parameters.
     """
 
     heads = "weighted"
