@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mtl_lightning import __version__
-from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.encoders.base import ImageEncoder
 from mtl_lightning.errors import ConfigError, ExportError
 from mtl_lightning.loading import load
 from mtl_lightning.predictor import Predictor, choose
@@ -205,7 +205,7 @@ def _compare(
 
 
 def _describe(predictor: Predictor, size: Any, format: str, raw: bool, differences: Mapping[str, float]) -> dict[str, Any]:
-    encoders = [module for module in predictor.modules() if isinstance(module, Encoder)]
+    encoders = [module for module in predictor.modules() if isinstance(module, ImageEncoder)]
     sides = None if size == "any" else [size, size] if isinstance(size, int) else list(size)
     return {
         "format": format,
