@@ -1,7 +1,8 @@
 """The batch contract: what the data room hands to the model, and the collate that makes it.
 
-A *sample* is a dict: ``image`` [C, H, W], ``id``, optionally ``size`` (the file's own height and width), and the targets
-under their tasks' names. A missing label is an absent key or None, never a magic number.
+A *sample* is a dict: ``image`` [C, H, W] or ``text`` (token ids [L], and what they say as ``words``), ``id``, optionally ``size``
+(the file's own height and width), and the targets under their tasks' names. A missing label is an absent key or None, never a
+magic number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mtl_lightning.errors import DataError
 
 Kind = Literal["class", "multilabel", "numbers", "angle", "mask", "depth", "normals"]
+INPUTS = ("image", "text")
 IGNORE = -1
 """Class index of a pixel without a label."""
 
@@ -57,6 +60,7 @@ class Batch:
             not mixed); tasks that are not here have one label a row.
         share: of the row's own label in the loss, 0..1; the partner's gets the rest.
         given: bool [B] by input: the rows that have it; inputs that are not here are given in all rows. The others are 0.
+        texts: what the rows say; empty where inputs are pictures.
     """
 
     inputs: dict[str, Tensor]
@@ -68,6 +72,7 @@ class Batch:
     partner: dict[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
     given: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +89,9 @@ class Batch:
         return {read: rows & self.given[read] if read in self.given else rows for read, rows in labelled.items()}
 
     def extent(self, row: int) -> tuple[int, int]:
-        """Height and width of one row's picture in the batch, without padding."""
+        """Height and width of one row's picture in the batch, without padding; of a text 1 and the number of its words."""
+        if "image" not in self.inputs:
+            return 1, int((self.inputs["text"][row] != 0).sum())
         height, width = self.inputs["image"].shape[-2:]
         if self.padding is None:
             return height, width
@@ -113,7 +120,7 @@ class Batch:
 class Collate:
     """Turns samples into a :class:`Batch`.
 
-    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch.
+    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch, texts with 0 at their end.
 
     Args:
         targets: what each task's target looks like.
@@ -128,8 +135,14 @@ class Collate:
         Raises:
             DataError: a label's shape does not fit; it names the sample and the task.
         """
-        images = [torch.as_tensor(sample["image"]) for sample in samples]
+        found = {name: [torch.as_tensor(sample[name]) for sample in samples] for name in INPUTS if name in samples[0]}
         ids = [str(sample["id"]) for sample in samples]
+        if "image" not in found:
+            targets, labelled = self._targets(samples, found["text"], ids, (1, 1))
+            inputs = {name: pad_sequence(rows, batch_first=True) for name, rows in found.items()}
+            lengths = torch.tensor([(1, len(row)) for row in found["text"]])
+            return Batch(inputs, targets, labelled, ids, lengths, texts=[str(sample.get("words", "")) for sample in samples])
+        images = found["image"]
         sizes = torch.tensor([tuple(sample.get("size", image.shape[-2:])) for sample, image in zip(samples, images, strict=True)])
         height = max(image.shape[-2] for image in images)
         width = max(image.shape[-1] for image in images)
@@ -138,12 +151,18 @@ class Collate:
             padding = torch.ones(len(images), height, width, dtype=torch.bool)
             for row, image in enumerate(images):
                 padding[row, : image.shape[-2], : image.shape[-1]] = False
+        targets, labelled = self._targets(samples, images, ids, (height, width))
+        pictures = torch.stack([_pad(image, height, width, 0.0) for image in images])
+        return Batch({"image": pictures}, targets, labelled, ids, sizes, padding)
+
+    def _targets(
+        self, samples: Sequence[Mapping[str, Any]], images: list[Tensor], ids: list[str], size: tuple[int, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         targets, labelled = {}, {}
         for name, spec in self.targets.items():
             rows = [sample.get(name) for sample in samples]
-            targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, (height, width))
-        pictures = torch.stack([_pad(image, height, width, 0.0) for image in images])
-        return Batch({"image": pictures}, targets, labelled, ids, sizes, padding)
+            targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, size)
+        return targets, labelled
 
     @staticmethod
     def _stack(

@@ -1,4 +1,4 @@
-"""A trained model for use in Python: any picture in, plain typed results out. No Lightning."""
+"""A trained model for use in Python: any picture or text in, plain typed results out. No Lightning."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtl_lightning.data.prepare import Preparation, Prepared, as_image
+from mtl_lightning.data.prepare import Preparation, Prepared
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.frame import Frame
 from mtl_lightning.model import MultiTaskModel
@@ -18,8 +19,10 @@ from mtl_lightning.tasks.results import Result
 Network = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def forward_each(network: Network, pictures: Sequence[Prepared], device: torch.device | str) -> list[dict[str, Tensor]]:
-    """Raw predictions of pictures of any sizes, each as if it were alone: those of one size go through the network together.
+def forward_each(
+    network: Network, pictures: Sequence[Prepared | PreparedText], device: torch.device | str
+) -> list[dict[str, Tensor]]:
+    """Raw predictions of pictures or texts of any sizes, each as if alone: those of one size go through the network together.
 
     Args:
         network: from named inputs to each task's raw predictions.
@@ -29,13 +32,14 @@ def forward_each(network: Network, pictures: Sequence[Prepared], device: torch.d
     Returns:
         For each picture its tasks' raw predictions, without the batch dimension.
     """
-    sizes: dict[tuple[int, ...], list[int]] = {}
+    sizes: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for position, picture in enumerate(pictures):
-        sizes.setdefault(tuple(picture.image.shape), []).append(position)
+        sizes.setdefault(tuple(tuple(tensor.shape) for tensor in picture.inputs.values()), []).append(position)
     rows: list[dict[str, Tensor]] = [{} for _ in pictures]
     for alike in sizes.values():
-        image = torch.stack([pictures[position].image for position in alike]).to(device)
-        for name, prediction in network({"image": image}).items():
+        each = [pictures[position].inputs for position in alike]
+        inputs = {name: torch.stack([tensors[name] for tensors in each]).to(device) for name in each[0]}
+        for name, prediction in network(inputs).items():
             for position, row in zip(alike, prediction, strict=True):
                 rows[position][name] = row.float()
     return rows
@@ -52,21 +56,23 @@ def to_results(tasks: Mapping[str, Task], raw: Mapping[str, Tensor], frame: Fram
 
 
 class Predictor(nn.Module):
-    """A multi-task model with its tasks and the way pictures are prepared for it.
+    """A multi-task model with its tasks and the way pictures or texts are prepared for it.
 
     Args:
         model: trained.
         tasks: those to predict, by name, each with what it learnt from the training labels.
-        preparation: the evaluation transforms, image size and channels.
+        preparation: the evaluation transforms, image size and channels; or the tokeniser.
     """
 
-    def __init__(self, model: MultiTaskModel, tasks: Mapping[str, Task], preparation: Preparation | None = None) -> None:
+    def __init__(
+        self, model: MultiTaskModel, tasks: Mapping[str, Task], preparation: Preparation | TextPreparation | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         for name, task in tasks.items():
             task.name = name
         self.tasks = nn.ModuleDict(dict(tasks))
-        self.preparation = preparation or Preparation()
+        self.preparation: Preparation | TextPreparation = preparation or Preparation()
         self.model.heads = nn.ModuleDict({name: model.heads[name] for name in tasks})
 
     @property
@@ -74,17 +80,18 @@ class Predictor(nn.Module):
         """Where the model is."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    def forward(self, image: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, given: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
         """Raw predictions: logits, standardised numbers; a task's ``interpret`` makes probabilities and real units of them.
 
         Args:
-            image: [B, C, H, W] in 0..1, not normalised, on the model's device.
+            given: pictures [B, C, H, W] in 0..1, not normalised, or token ids int64 [B, L], padded with 0; on the model's
+                device.
             padding: bool [B, H, W], True where a picture was filled up.
 
         Returns:
             Per task [B, channels], or [B, channels, H, W] from dense heads.
         """
-        predictions: dict[str, Tensor] = self.model({"image": image}, padding)
+        predictions: dict[str, Tensor] = self.model({self.preparation.input: given}, padding)
         return predictions
 
     def predict(self, images: Any, batch_size: int = 32) -> Any:
@@ -92,12 +99,13 @@ class Predictor(nn.Module):
 
         Args:
             images: a path; a PIL image; a numpy array [H, W] or [H, W, C] or a tensor [C, H, W] (uint8, or floating-point
-                numbers in 0..1); or a list of any of these, of any sizes; or a tensor [B, C, H, W].
-            batch_size: pictures that go through the network at once.
+                numbers in 0..1); or a list of any of these, of any sizes; or a tensor [B, C, H, W]. To a model of texts: a
+                text, or a list of texts.
+            batch_size: pictures or texts that go through the network at once.
 
         Returns:
-            For one picture a dict from task to its :class:`~mtl_lightning.tasks.results.Result`; for a list or a tensor of
-            several pictures a list of these. Masks, depth and normals have the size of the picture that was given, boxes are
+            For one picture or text a dict from task to its :class:`~mtl_lightning.tasks.results.Result`; for a list or a tensor
+            of several a list of these. Masks, depth and normals have the size of the picture that was given, boxes are
             in its pixels.
 
         Raises:
@@ -107,7 +115,9 @@ class Predictor(nn.Module):
         given = list(images) if many else [images]
         results = []
         for start in range(0, len(given), batch_size):
-            pictures = [self._prepare(item, start + number) for number, item in enumerate(given[start : start + batch_size])]
+            pictures = [
+                self.preparation.take(item, start + number) for number, item in enumerate(given[start : start + batch_size])
+            ]
             raw = self._raw(pictures)
             results += [to_results(self._tasks, row, picture.frame) for row, picture in zip(raw, pictures, strict=True)]
         return results if many else results[0]
@@ -121,9 +131,9 @@ class Predictor(nn.Module):
         """
         from mtl_lightning.analysis.sheet import Cell, contact_sheet
 
-        pictures = [self._prepare(item, number) for number, item in enumerate(images)]
+        pictures = [self.preparation.take(item, number) for number, item in enumerate(images)]
         rows = [
-            Cell(picture.id, picture.image, {name: tensor.cpu() for name, tensor in row.items()})
+            Cell(picture.id, picture.image, {name: tensor.cpu() for name, tensor in row.items()}, picture.text)
             for row, picture in zip(self._raw(pictures), pictures, strict=True)
         ]
         contact_sheet(rows, self._tasks, Path(path))
@@ -132,14 +142,8 @@ class Predictor(nn.Module):
     def _tasks(self) -> dict[str, Task]:
         return cast(dict[str, Task], dict(self.tasks.items()))
 
-    def _prepare(self, item: Any, number: int) -> Prepared:
-        if isinstance(item, str | os.PathLike):
-            return self.preparation.read(item)
-        name = f"picture {number}"
-        return self.preparation.prepare(as_image(item, self.preparation.channels, name), name)
-
     @torch.no_grad()
-    def _raw(self, pictures: Sequence[Prepared]) -> list[dict[str, Tensor]]:
+    def _raw(self, pictures: Sequence[Prepared | PreparedText]) -> list[dict[str, Tensor]]:
         training = self.training
         self.eval()
         try:

@@ -11,8 +11,9 @@ from torch import Tensor
 from mtl_lightning.analysis.balancing import TOGETHER, draw_weights, weights_of
 from mtl_lightning.analysis.figures import TRAIN, VAL, clean, plain, save
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image
+from mtl_lightning.tasks.drawing import short, show_input
 
 CELL = 1.4
 """Inches of a square cell."""
@@ -70,12 +71,14 @@ class Row(NamedTuple):
         predictions: raw, by task.
         targets: by task, None where there is no label.
         id: the sample's.
+        text: what is shown in place of the picture; None shows the picture.
     """
 
     image: Tensor
     predictions: dict[str, Tensor]
     targets: dict[str, Tensor | None]
     id: str = ""
+    text: str | None = None
 
 
 def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int) -> Row:
@@ -86,13 +89,14 @@ def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str
         return (tensor[row, ..., :height, :width] if dense else tensor[row]).detach().cpu()
 
     return Row(
-        cut(batch.inputs["image"]),
+        cut(batch.inputs["image"]) if "image" in batch.inputs else blank(),
         {name: cut(predictions[name].float(), task.target.dense) for name, task in tasks.items()},
         {
             name: cut(batch.targets[name], task.target.dense) if bool(batch.labelled[name][row]) else None
             for name, task in tasks.items()
         },
         batch.ids[row],
+        batch.texts[row] if batch.texts else None,
     )
 
 
@@ -136,7 +140,7 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
     """
     axes = cells(len(rows), [1.0] * (1 + 2 * len(tasks)))
     for place, row in zip(axes, rows, strict=True):
-        show_image(place[0], row.image)
+        show_input(place[0], row.image, row.text)
         place[0].set_ylabel(short(row.id), fontsize=6)
         for position, (name, task) in enumerate(tasks.items()):
             task.draw(place[1 + 2 * position], row.image, row.predictions[name], row.targets[name])

@@ -11,7 +11,7 @@ from mtl_lightning.analysis.figures import plain, save
 from mtl_lightning.analysis.pictures import cells as cell_grid
 from mtl_lightning.analysis.pictures import legend
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image
+from mtl_lightning.tasks.drawing import short, show_input
 
 ACROSS = 10
 """Cells side by side, about; where tasks are few, several pictures share a line."""
@@ -24,11 +24,13 @@ class Cell(NamedTuple):
         name: shown over it.
         image: [C, H, W] in 0..1.
         predictions: raw, by task, without the batch dimension.
+        text: what is shown in place of the picture; None shows the picture.
     """
 
     name: str
     image: Tensor
     predictions: Mapping[str, Tensor]
+    text: str | None = None
 
 
 @plain
@@ -50,7 +52,7 @@ def contact_sheet(cells: Sequence[Cell], tasks: Mapping[str, Task], path: Path) 
         place.set_axis_off()
     for number, cell in enumerate(cells):
         row = axes[number // beside, number % beside * (each + 1) :]
-        show_image(row[0], cell.image)
+        show_input(row[0], cell.image, cell.text)
         row[0].set_title(short(cell.name), fontsize=6)
         for place, (task, kind) in zip(row[1:], tasks.items(), strict=False):
             kind.draw(place, cell.image, cell.predictions[task], None)

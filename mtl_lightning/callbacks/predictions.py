@@ -14,7 +14,6 @@ from lightning.pytorch import Callback
 
 from mtl_lightning.analysis.sheet import Cell, contact_sheet
 from mtl_lightning.data.pictures import Unreadable
-from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.predictor import to_results
 from mtl_lightning.storage import writing
@@ -40,7 +39,7 @@ def check_folder(folder: Path) -> Path:
 
 
 class PredictionWriter(Callback):
-    """``predictions.csv`` with a row per picture; masks, depth and normals as files whose paths stand in the cells.
+    """``predictions.csv`` with a row per picture or text; masks, depth and normals as files whose paths stand in the cells.
 
     All is written as it comes into ``FOLDER.partial``, which gets its name only when it is whole.
 
@@ -78,19 +77,19 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write a batch."""
         tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
-        pictures = [item for item in batch if isinstance(item, Prepared)]
+        pictures = [item for item in batch if not isinstance(item, Unreadable)]
         self._skipped += [item for item in batch if isinstance(item, Unreadable)]
         shown = _spread(batch_idx, int(trainer.num_predict_batches[0]), len(pictures))
         for number, (picture, raw) in enumerate(zip(pictures, outputs, strict=True)):
             with self._writing():
-                self._write(picture.id, to_results(tasks, raw, picture.frame))
+                self._write(picture.id, picture.text, to_results(tasks, raw, picture.frame))
             if number in shown:
                 kept = {name: tensor.cpu() for name, tensor in raw.items()}
-                self._cells.append(Cell(picture.id, picture.image.cpu(), kept))
+                self._cells.append(Cell(picture.id, picture.image.cpu(), kept, picture.text))
 
-    def _write(self, name: str, results: dict[str, Result]) -> None:
+    def _write(self, name: str, text: str | None, results: dict[str, Result]) -> None:
         stem = re.sub(r"\W+", "_", Path(name).stem)[:60]
-        row = {"id": name}
+        row = {"id": name} if text is None else {"id": name, "text": text}
         for task, result in results.items():
             place = self.partial / task / f"{self._row:06d}_{stem}"
             files = _saved(result, place)

@@ -2,7 +2,8 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,16 +13,26 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Transform
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, ResumableLoader
-from mtl_lightning.data.pictures import FilesToPredict, OnError, Pictures, RowsToPredict, Unreadable, as_they_are
+from mtl_lightning.data.pictures import (
+    FilesToPredict,
+    OnError,
+    RowsToPredict,
+    Unreadable,
+    as_they_are,
+    check_pictures,
+    find_pictures,
+)
 from mtl_lightning.data.prepare import Preparation, Prepared
 from mtl_lightning.data.seeding import sample_randomness
-from mtl_lightning.data.transforms import compose
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.data.transforms import Transform, compose
+from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError, MTLError
 from mtl_lightning.mixing import Mixing
 from mtl_lightning.tasks.base import Task
@@ -35,7 +46,7 @@ LEARN_ROWS = 256
 
 
 class MultiTaskDataModule(pl.LightningDataModule):
-    """Batches of rows that carry some of the labels.
+    """Batches of rows that carry some of the labels: pictures here, texts in ``TextDataModule``.
 
     Args:
         batch_size: rows per process and step.
@@ -65,8 +76,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
         image_size: int | tuple[int, int] | None = None,
         channels: int = 3,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
+        train_transforms: list[v2.Transform] | None = None,
+        eval_transforms: list[v2.Transform] | None = None,
         drop_last: bool | None = None,
         mixing: Mixing | None = None,
         balance: str | None = None,
@@ -94,7 +105,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.found: set[str] = set()  # tasks of classes whose names are those of the training rows
         self.splits: dict[str, LabelledDataset] = {}
         self.image = "image"
-        self.pictures: tuple[Pictures, OnError] | None = None
+        self.chosen: Callable[[], Dataset[Any]] | None = None  # what predict is given instead of the test split
 
     @abstractmethod
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
@@ -117,7 +128,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
             module: Any = self.trainer.lightning_module
             self.tasks, self.configured = dict(module.tasks.items()), module.configured
-        if stage == "predict" and self.pictures is not None:
+        if stage == "predict" and self.chosen is not None:
             return  # the tasks know from the checkpoint what they learnt
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
@@ -148,6 +159,46 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._learn()
             self._try_transforms()
             self._survey()
+
+    def transform(self, train: bool) -> Transform:
+        """From a stored row to what the collate takes, in training or in evaluation."""
+        return compose(self.transforms["train" if train else "eval"], self.image_size)
+
+    def preparation(self) -> Preparation | TextPreparation:
+        """How a trained model prepares what it is given."""
+        return Preparation(self.transforms["eval"], self.image_size, self.channels)
+
+    def preparation_state(self) -> dict[str, str]:
+        """What that has learnt from the training split, for checkpoints."""
+        return {}
+
+    def restore_preparation(self, state: Mapping[str, str]) -> None:
+        """Take over what a checkpoint's has learnt."""
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise :class:`ConfigError` for an encoder that cannot read this data."""
+
+    def take_inputs(self, inputs: Path, column: str | None, on_error: OnError) -> str:
+        """Let ``predict`` be about these pictures, and not about the test split.
+
+        Args:
+            inputs: a folder, a table or a file.
+            column: of the table; None takes that of the data.
+            on_error: whether to ``skip`` what cannot be read.
+
+        Returns:
+            What was left out, in a line; empty if nothing was.
+
+        Raises:
+            DataError: there is nothing to predict, or it cannot be read.
+            ConfigError: the table has no such column.
+        """
+        pictures = find_pictures(inputs, column or self.image)
+        if on_error == "raise":
+            check_pictures(pictures)
+        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
+        self.chosen = lambda: FilesToPredict(pictures, preparation, on_error)
+        return pictures.note
 
     def check_names(self, key: str, names: Iterable[str]) -> None:
         """Raise :class:`ConfigError` for a name that is no task, not even one that this run leaves out.
@@ -214,7 +265,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _try_transforms(self) -> None:
         """Move one labelled row of each task now: a transform that cannot would else stop the run somewhere in its epoch."""
-        train, transform = self.splits["train"], compose(self.transforms["train"], self.image_size)
+        train, transform = self.splits["train"], self.transform(train=True)
         for row in sorted({int(np.flatnonzero(train.labelled(name))[0]) for name in self.tasks or {}}):
             with sample_randomness(self.seed or 0, 0, row):
                 transform(train[row])
@@ -245,7 +296,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
         dataset, seed = self.splits[split], (self.seed or 0) + FURTHER * further
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        augmented = AugmentedDataset(dataset, compose(self.transforms["train" if train else "eval"], self.image_size), seed)
+        augmented = AugmentedDataset(dataset, self.transform(train), seed)
         classes = self._classes(dataset) if train else None
         sampler = EpochSampler(augmented, shuffle=train, seed=seed, replicas=replicas, rank=rank, classes=classes)
         drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
@@ -281,13 +332,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return self._loader("test", train=False)
 
     def predict_dataloader(self) -> "_Batches":
-        """The pictures that :attr:`pictures` names, or else those of the test split, in order and one by one."""
-        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
-        rows: FilesToPredict | RowsToPredict
-        if self.pictures is not None:
-            rows = FilesToPredict(self.pictures[0], preparation, self.pictures[1])
-        else:
-            rows = RowsToPredict(self.splits["test"], preparation, self.seed or 0)
+        """What :meth:`take_inputs` was given, or else the rows of the test split, in order and one by one."""
+        rows = self.chosen() if self.chosen else RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0)
         return _Batches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
 
 
@@ -297,7 +343,7 @@ class _Batches:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[list[Prepared | Unreadable]]:
+    def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
         for items in self.loader:
             for item in items:
                 if isinstance(item, MTLError):

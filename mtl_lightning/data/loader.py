@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from mtl_lightning.batch import Batch, Collate, TargetSpec
+from mtl_lightning.batch import INPUTS, Batch, Collate, TargetSpec
 from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
@@ -102,7 +102,7 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, pick: Pick) -> Sample:
         sample = self.dataset[pick.row]
         if pick.filler:
-            sample = {key: sample[key] for key in ("id", "image", "size") if key in sample}
+            sample = {key: sample[key] for key in ("id", *INPUTS, "size") if key in sample}
         with sample_randomness(self.seed, pick.epoch, pick.row + pick.copy * len(self), restore=get_worker_info() is None):
             return self.transform(sample)
 

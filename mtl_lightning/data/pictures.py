@@ -12,6 +12,7 @@ from mtl_lightning.data.files import image_mode
 from mtl_lightning.data.prepare import Preparation, Prepared
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
 from mtl_lightning.errors import DataError, MTLError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
@@ -139,8 +140,8 @@ class FilesToPredict(Dataset[Prepared | Unreadable | MTLError]):
             return Unreadable(name, str(error).removeprefix(f"{name}: "))
 
 
-class RowsToPredict(Dataset[Prepared | Unreadable | MTLError]):
-    """The pictures of a split, prepared.
+class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
+    """The pictures or texts of a split, prepared.
 
     Args:
         dataset: the split.
@@ -148,17 +149,17 @@ class RowsToPredict(Dataset[Prepared | Unreadable | MTLError]):
         seed: of transforms that draw, as in evaluation.
     """
 
-    def __init__(self, dataset: LabelledDataset, preparation: Preparation, seed: int) -> None:
+    def __init__(self, dataset: LabelledDataset, preparation: Preparation | TextPreparation, seed: int) -> None:
         self.dataset, self.preparation, self.seed = dataset, preparation, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Prepared | Unreadable | MTLError:
+    def __getitem__(self, index: int) -> Prepared | PreparedText | Unreadable | MTLError:
         try:
             sample: dict[str, Any] = self.dataset[index]
             with sample_randomness(self.seed, 0, index):
-                return self.preparation.prepare(sample["image"], str(sample["id"]))
+                return self.preparation.sample(sample)
         except MTLError as error:
             return error
 

@@ -1,7 +1,7 @@
 """From any picture to what the network sees of it, as in evaluation, and where that is in the stored picture."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from torchvision.transforms.v2 import functional as F
 from mtl_lightning.data.files import as_pixels, read_image
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.errors import DataError
+from mtl_lightning.forms import PictureForm
+from mtl_lightning.forms import Size as ExportSize
 from mtl_lightning.frame import Frame
 
 FRAME = "_frame"
@@ -32,21 +34,30 @@ class Prepared(NamedTuple):
         id: its name.
         image: float32 [C, H, W] in 0..1.
         frame: where that is in the stored picture.
+        text: None, as it is no text.
     """
 
     id: str
     image: Tensor
     frame: Frame
+    text: None = None
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the network reads, without the batch dimension."""
+        return {"image": self.image}
 
 
 class Preparation:
-    """The run's evaluation transforms, size and channels.
+    """The run's evaluation transforms, size and channels; :class:`~mtl_lightning.data.text.prepare.TextPreparation` is its twin.
 
     Args:
         transforms: of ``torchvision.transforms.v2``.
         image_size: as in :func:`~mtl_lightning.data.transforms.compose`.
         channels: 1 or 3.
     """
+
+    input = "image"
 
     def __init__(
         self, transforms: Sequence[Transform] = (), image_size: int | Sequence[int] | None = None, channels: int = 3
@@ -55,6 +66,22 @@ class Preparation:
         self.image_size = image_size
         self.channels = channels
         self._transform = compose(self.transforms, image_size)
+
+    def take(self, item: Any, number: int) -> Prepared:
+        """Prepare a path or a picture in memory, the number-th that was given; raises :class:`DataError` where it is neither."""
+        if isinstance(item, str | os.PathLike):
+            return self.read(item)
+        name = f"picture {number}"
+        return self.prepare(as_image(item, self.channels, name), name)
+
+    def sample(self, sample: Mapping[str, Any]) -> Prepared:
+        """Prepare a row of a data set."""
+        return self.prepare(sample["image"], str(sample["id"]))
+
+    def form(self, size: ExportSize | None) -> PictureForm:
+        """What an exported model reads; None takes the size of the run."""
+        mine = self.image_size if self.image_size is None or isinstance(self.image_size, int) else tuple(self.image_size)
+        return PictureForm(self.channels, size or mine or "any", [str(transform) for transform in self.transforms])  # type: ignore[arg-type]
 
     def read(self, path: str | os.PathLike[str], name: str | None = None) -> Prepared:
         """Prepare the picture in a file.

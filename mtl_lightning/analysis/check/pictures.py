@@ -12,8 +12,9 @@ from mtl_lightning.analysis.check.tallies import Shares, Tally
 from mtl_lightning.analysis.figures import plain, save
 from mtl_lightning.analysis.pictures import cells, legend
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image
+from mtl_lightning.tasks.drawing import short, show_input
 
 WIDE = 14
 """Cells side by side, where several samples fit."""
@@ -54,11 +55,12 @@ def contact_sheet(batches: Sequence[Batch], tasks: Mapping[str, Task], number: i
 
 def _draw_sample(cells: Sequence[Axes], batch: Batch, row: int, tasks: Mapping[str, Task]) -> None:
     height, width = batch.extent(row)
-    image = batch.inputs["image"][row, :, :height, :width]
+    image = batch.inputs["image"][row, :, :height, :width] if "image" in batch.inputs else blank()
     for cell in cells:
         cell.axis("on")
-    show_image(cells[0], image)
-    cells[0].set_title(f"{short(batch.ids[row])}\n{width} x {height}", fontsize=7)
+    show_input(cells[0], image, batch.texts[row] if batch.texts else None)
+    size = f"{width} words" if batch.texts else f"{width} x {height}"
+    cells[0].set_title(f"{short(batch.ids[row])}\n{size}", fontsize=7)
     for cell, (task_name, task) in zip(cells[1:], tasks.items(), strict=True):
         target = batch.targets[task_name][row]
         target = target[..., :height, :width] if task.target.dense else target

@@ -88,12 +88,12 @@ class TextEncoder(Encoder):
             if low < 0 or high >= self.vocabulary:
                 raise ConfigError(
                     f"{ARGS}.vocabulary is {self.vocabulary}, the data gives the id {high if low >= 0 else low}; set it to the "
-                    "vocabulary of the tokenizer (data.init_args.tokenizer.init_args.vocabulary) or more"
+                    "vocabulary of the tokenizer (data.init_args.tokenizer.vocabulary) or more"
                 )
         if not torch.compiler.is_compiling() and self.longest is not None and ids.shape[1] > self.longest:
             raise ConfigError(
                 f"{ARGS}.max_length is {self.longest}, the data gives texts of {ids.shape[1]} words; set it to the tokenizer's "
-                "(data.init_args.tokenizer.init_args.max_length) or more"
+                "(data.init_args.tokenizer.max_length) or more"
             )
         table: Tensor = self.stages[0].body.weight  # type: ignore[union-attr, assignment]
         return Features(ids, (ids != 0).to(table.dtype)[:, None, None])
