@@ -17,6 +17,7 @@ import yaml
 from mtl_lightning import weighting
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
+from tests.data.clinc150 import write_clinc150, write_texts
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
 
@@ -31,6 +32,7 @@ SMALL = {
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": SCENES,
+    "configs/clinc150.yaml": ["--data.init_args.batch_size=16", "--data.init_args.num_workers=0"],
     "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
 }
 """What makes a command's data small, placed behind its config."""
@@ -74,6 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "PATH" / "TO" / "pets").mkdir(parents=True)
     write_manifest(folder / "PATH" / "TO" / "pets", count=36, labelled=0.9)
     write_folders(folder / "PATH" / "TO" / "pictures", 30)
+    write_clinc150(folder / "PATH" / "TO" / "clinc150")
+    write_texts(folder / "PATH" / "TO" / "texts")
+    (folder / "requests.txt").write_text("book a flight\nfreeze my account\n", encoding="utf-8")
     write_folders(folder / "PATH" / "TO" / "more", 20, classes=("dark", "bright"), first=100)
     (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
     for page in PAGES:
@@ -100,6 +105,8 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
     assert (place / "predicted/predictions.csv").exists()
     assert (place / "pets-predicted/contact_sheet.png").exists()
     assert (place / "pets.pt2").exists()
+    runpy.run_path(str(place / "ask.py"))
+    assert (place / "answers/predictions.csv").exists() and (place / "clinc150.pt2.tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("part", SLOW)
