@@ -1,5 +1,6 @@
 """Stages of the encoder that do not learn, for the whole run or its first epochs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,16 +77,12 @@ class Freezer:
         which = "stage 1" if self.count == 1 else f"stages 1 to {self.count}"
         return f"Epoch {epoch + 1}: {which} of the encoder ({size}) {f'frozen{until}' if wanted else 'thawed'}"
 
-    def anchor(self, objective: Tensor) -> Tensor:
-        """The same objective, of which the frozen parameters are a part with an exact 0.
 
-        DistributedDataParallel waits for the gradient of every parameter.
-        """
-        for parameter in self.parameters:
-            objective = objective + parameter.flatten()[0] * 0
-        return objective
+def anchor(objective: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The same objective, of which parameters that do not learn are a part with an exact 0.
 
-    def drop(self) -> None:
-        """Take the frozen parameters' gradients away, before anything clips or applies them."""
-        for parameter in self.parameters:
-            parameter.grad = None
+    DistributedDataParallel waits for the gradient of every parameter.
+    """
+    for parameter in parameters:
+        objective = objective + parameter.flatten()[0] * 0
+    return objective

@@ -20,7 +20,7 @@ from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.data.text.prepare import PreparedText
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
-from mtl_lightning.freeze import Freeze, Freezer
+from mtl_lightning.freeze import Freeze, Freezer, anchor
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.hyperparameters import apply_changes, check_classes, snapshot
 from mtl_lightning.metrics.evaluation import EpochLosses, Evaluation, TaskResult
@@ -103,6 +103,7 @@ class MultiTaskModule(pl.LightningModule):
         self._resting: list[nn.Parameter] = []
         self._freeze = freeze
         self._freezer: Freezer | None = None
+        self._unused: tuple[int, list[nn.Parameter]] = (-1, [])
         self._logged = -1
         self._streams = Streams()
 
@@ -115,6 +116,7 @@ class MultiTaskModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self._inputs)
+        self.model.architecture.check_tasks(self.configured)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
         if datamodule is not None:
@@ -153,12 +155,20 @@ class MultiTaskModule(pl.LightningModule):
             world=1 if trainer is None else trainer.world_size,
             rank=0 if trainer is None else trainer.global_rank,
             report=rank_zero_warn,
-            frozen=lambda: [] if self._freezer is None else self._freezer.parameters,
+            frozen=self._still,
             context=lambda: self.trainer.precision_plugin.train_step_context(),
             lr=lambda: float(self.trainer.optimizers[0].param_groups[0]["lr"]),
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
         )
+
+    def _still(self) -> list[nn.Parameter]:
+        """The parameters that do not learn at present: those of frozen stages, and those that no task uses (any more)."""
+        assert self.model is not None
+        revision = self.model.architecture.revision
+        if self._unused[0] != revision:
+            self._unused = (revision, [parameter for parameter, users in self.model.owners().items() if not users])
+        return [*([] if self._freezer is None else self._freezer.parameters), *self._unused[1]]
 
     def forward(
         self, inputs: Mapping[str, Tensor], padding: Tensor | None = None, rows: Mapping[str, Tensor] | None = None
@@ -197,8 +207,8 @@ class MultiTaskModule(pl.LightningModule):
             ) from error
         losses = self._training.step.losses
         self.train_losses.add(losses.terms, losses.rows)
-        if self._freezer is not None and self.trainer.world_size > 1:
-            objective = self._freezer.anchor(objective)
+        if self.trainer.world_size > 1:
+            objective = anchor(objective, self._still())
         self._present = set(losses.present.tolist())
         return objective
 
@@ -260,18 +270,27 @@ class MultiTaskModule(pl.LightningModule):
         if self._scaled and not self._present and first.grad is None:
             # A loss scaler refuses a step in which nothing has a gradient.
             first.grad = torch.zeros_like(first)
-        if self._freezer is not None:
-            self._freezer.drop()
+        # Before anything clips or applies them.
+        for parameter in self._still():
+            parameter.grad = None
 
     def _log_step(self, taken: Step) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
+        taken = taken._replace(penalties=self._everywhere(taken.penalties))
         record = step_record(taken, self._importance, self.latest, self.weighting, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
+
+    def _everywhere(self, penalties: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        # A penalty on activations is of each process's own rows; what learns is the mean.
+        if self.trainer.world_size == 1 or not penalties:
+            return dict(penalties)
+        means = self._sum(torch.stack([value.detach() for value in penalties.values()])) / self.trainer.world_size
+        return dict(zip(penalties, means.unbind(), strict=True))
 
     def _send(self, record: Mapping[str, float], step: int) -> None:
         # Straight to the loggers: Lightning's own log costs 0.35 ms a value and step, and it writes an epoch's means only after

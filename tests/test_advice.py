@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mtl_lightning.advice import LENGTH, advise
+from mtl_lightning.advice import LENGTH, advise, shortened
 from mtl_lightning.main import main
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 TINY = yaml.safe_load(CONF.read_text())
@@ -201,3 +203,9 @@ def test_help_names_every_command_in_whole_sentences(capsys: pytest.CaptureFixtu
     text = " ".join(capsys.readouterr().out.split())
     assert "Train one network for many tasks" in text and "export" in text
     assert "Evaluate a checkpoint on the test split. predict" in text
+
+
+def test_an_argument_that_a_factory_misses_is_named_without_the_factorys_type() -> None:
+    said = "Type collections.abc.Callable[[Encoder, Sequence[str]], Architecture] expects a function or a callable class: "
+    missing = "the following arguments are required: shared"
+    assert shortened(f"model.architecture: {said}{missing}") == f"model.architecture: {missing}"

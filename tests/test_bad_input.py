@@ -17,6 +17,8 @@ from PIL import Image
 from mtl_lightning.main import main
 from tests.data.manifest import COLUMNS, write_manifest, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "conf" / "tiny.yaml"
 CROP = '[{"class_path": "torchvision.transforms.v2.RandomCrop", "init_args": {"size": [1, 2, 3]}}]'

@@ -12,6 +12,8 @@ from mtl_lightning.main import main
 from tests.imbalanced import RareDataModule
 from tests.test_loader import SPEC, Numbers, jitter, seen
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CLASSES = torch.tensor([0] * 61 + [1] * 20 + [7] * 3 + [-1] * 17)[torch.randperm(101, generator=torch.Generator().manual_seed(4))]
 PER_CLASS = 84 / 3
 

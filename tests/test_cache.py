@@ -20,6 +20,8 @@ from mtl_lightning.tasks import Classification
 from tests.data.folders import write_folders, write_picture
 from tests.data.manifest import write_manifest
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "pets_tiny.yaml"
 
 

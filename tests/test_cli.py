@@ -82,6 +82,7 @@ def test_test_and_validate_take_the_best_and_write_into_its_run(runs: Path, caps
     assert "tiny: test of best.ckpt" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_second_run_of_the_same_name_gets_its_own_folder(tmp_path: Path) -> None:
     call("fit", tmp_path, "--trainer.max_epochs=1")
     first = (tmp_path / "tiny" / "metrics.csv").read_bytes()
@@ -91,6 +92,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(tmp_path: Path) -> No
     assert (tmp_path / "tiny-2" / "metrics.csv").read_bytes() != first
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     random = "--data.init_args.train_transforms=[{class_path: torchvision.transforms.v2.RandomHorizontalFlip}]"
     for name, workers in (("one", 0), ("two", 0), ("three", 2)):
@@ -140,6 +142,7 @@ def test_multipliers_hold_under_one_cycle(tmp_path: Path) -> None:
     assert encoder == pytest.approx([rate / 10 for rate in heads])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_schedules_by_epoch_and_on_a_plateau(tmp_path: Path) -> None:
     plateau = {
         "class_path": "lightning.pytorch.cli.ReduceLROnPlateau",
@@ -176,6 +179,7 @@ def test_runs_of_other_shapes_and_settings(tmp_path: Path, args: list[str]) -> N
     assert (tmp_path / "tiny" / "predictions_val.png").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("weighting", ["Fixed", "DataSize", "UW", "FAMO"])
 def test_weightings_run_and_are_resumed(tmp_path: Path, weighting: str) -> None:
     call("fit", tmp_path, f"--model.weighting={weighting}", "--trainer.max_epochs=3")
@@ -197,6 +201,7 @@ def test_a_later_config_overlays_and_the_command_line_wins(tmp_path: Path) -> No
     assert list(config["model"]["tasks"]) == ["color", "level", "mask"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_printed_and_the_saved_configuration_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         call("fit", tmp_path, "--print_config")
@@ -274,6 +279,7 @@ def test_no_optimizer_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "optimizer" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_best_is_the_lowest_where_low_is_good(tmp_path: Path) -> None:
     call("fit", tmp_path, "--checkpoint.monitor=val/loss", "--trainer.max_epochs=4", "--model.optimizer.init_args.lr=0.1")
     losses = values(tmp_path / "tiny", "val/loss")
@@ -297,6 +303,7 @@ def test_the_weightings_own_rate_holds_under_a_schedule(tmp_path: Path) -> None:
     assert weighting == pytest.approx([5 * rate for rate in heads])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_names_that_look_like_numbered_runs_are_told_apart(tmp_path: Path) -> None:
     for name in ("net", "net-18"):
         call("fit", tmp_path, f"--name={name}", "--trainer.max_epochs=1")
@@ -335,6 +342,7 @@ def test_names_that_are_formulas_to_matplotlib(tmp_path: Path) -> None:
     assert (tmp_path / "tiny/color_confusion_val.png").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("hidden", ["0.9", "0.8"])
 def test_a_loss_scaler_and_steps_without_any_label(tmp_path: Path, hidden: str) -> None:
     plugin = {

@@ -16,6 +16,8 @@ from tests.killer import Stopped
 from tests.test_distributed import numbers
 from tests.test_resume import assert_same
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "imbalanced.yaml"
 PLAIN = ["--model.tasks.marks.init_args.pos_weight=null", "--model.tasks.marks.init_args.focal_gamma=0"]
 ALONE = ["--model.only=[marks]", "--data.balance=null"]

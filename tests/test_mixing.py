@@ -18,6 +18,8 @@ from mtl_lightning.mixing import CutMix, Mixing, MixUp, masked_loss
 from mtl_lightning.tasks import Classification, Depth, MultiLabel, Regression, SemanticSegmentation, SurfaceNormals
 from mtl_lightning.tasks.base import Task
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 KEY = (3, 1, 7)
 

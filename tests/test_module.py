@@ -20,6 +20,8 @@ from mtl_lightning.tasks import Classification, Depth, Regression, SemanticSegme
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.weighting import UW, TaskInfo
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 
 

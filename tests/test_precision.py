@@ -8,6 +8,8 @@ import torch
 from mtl_lightning.main import main
 from tests.methods import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 METHODS = ["NashMTL", "UPGrad", "AlignedMTL", "GradDrop", "IMTL", "FAMO"]
 ACCELERATORS = ["cpu", pytest.param("gpu", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

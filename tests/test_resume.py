@@ -13,6 +13,8 @@ from lightning.pytorch import Callback
 from mtl_lightning.main import main
 from tests.killer import Stopped
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 RANDOM = [
     "--data.train_transforms+=torchvision.transforms.v2.RandomHorizontalFlip",
@@ -77,11 +79,28 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         pytest.param([6, 12], ["--model.weighting=DWA", "--data.num_workers=1"], id="dwa, worker, at epoch ends"),
         pytest.param([1, 5], ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2"], id="uw, accumulation"),
         pytest.param([6, 13], [*PLATEAU, "--trainer.max_epochs=4"], id="plateau, at and after epoch ends"),
-        pytest.param([6, 10], [*BY_EPOCH, "--trainer.max_epochs=4"], id="schedule by epoch, at and after epoch ends"),
+        pytest.param(
+            [6, 10],
+            [*BY_EPOCH, "--trainer.max_epochs=4"],
+            id="schedule by epoch, at and after epoch ends",
+            marks=pytest.mark.slow,
+        ),
         pytest.param([5, 9], ["--model.weighting=RLW", "--trainer.val_check_interval=2"], id="rlw, validation in mid-epoch"),
-        pytest.param([6, 12], ["--model.weighting=DWA", "--trainer.max_steps=100"], id="max_steps given, at epoch ends"),
-        pytest.param([5, 11], [*PLATEAU, "--trainer.val_check_interval=4"], id="plateau, validated before the cut"),
-        pytest.param([7], [*PLATEAU, "--trainer.check_val_every_n_epoch=2"], id="plateau, not validated in every epoch"),
+        pytest.param(
+            [6, 12],
+            ["--model.weighting=DWA", "--trainer.max_steps=100"],
+            id="max_steps given, at epoch ends",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [5, 11], [*PLATEAU, "--trainer.val_check_interval=4"], id="plateau, validated before the cut", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [7],
+            [*PLATEAU, "--trainer.check_val_every_n_epoch=2"],
+            id="plateau, not validated in every epoch",
+            marks=pytest.mark.slow,
+        ),
         pytest.param([3, 9], ["--model.weighting=MoDo", "--data.num_workers=1"], id="further batches, worker"),
         pytest.param(
             [2, 5],
@@ -218,7 +237,11 @@ OPTIM = f"{SCHEDULE}=torch.optim.lr_scheduler"
             [f"{SCHEDULE}=WarmupCosine", f"{SCHEDULE}.init_args.warmup=0.25"], [], [], id="longer", marks=pytest.mark.slow
         ),
         pytest.param(
-            [f"{OPTIM}.CosineAnnealingLR"], [f"{SCHEDULE}.init_args.T_max=2"], [f"{SCHEDULE}.init_args.T_max=6"], id="cosine"
+            [f"{OPTIM}.CosineAnnealingLR"],
+            [f"{SCHEDULE}.init_args.T_max=2"],
+            [f"{SCHEDULE}.init_args.T_max=6"],
+            id="cosine",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [f"{OPTIM}.OneCycleLR", f"{SCHEDULE}.init_args.max_lr=0.01"],
@@ -231,6 +254,7 @@ OPTIM = f"{SCHEDULE}=torch.optim.lr_scheduler"
             [f"{SCHEDULE}.init_args.milestones=[3]"],
             [f"{SCHEDULE}.init_args.milestones=[4]"],
             id="steps",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [f"{OPTIM}.LinearLR", f"{SCHEDULE}.init_args.total_iters=1"],

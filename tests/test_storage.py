@@ -15,6 +15,8 @@ from mtl_lightning.errors import CheckpointError, StorageError
 from mtl_lightning.main import main
 from mtl_lightning.storage import replace_text, replacing
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 
 

@@ -14,6 +14,8 @@ from mtl_lightning.main import main
 from mtl_lightning.tasks import Regression
 from mtl_lightning.tasks.base import MaskedLoss
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 
 

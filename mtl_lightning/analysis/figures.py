@@ -15,7 +15,8 @@ TRAIN, VAL = "#9aa4b2", "#0969da"
 def save(figure: Figure, path: Path) -> None:
     """Write a figure; no window system and no global state."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
+    # A layout engine has left no empty border, and cutting it off means to draw everything twice.
+    figure.savefig(path, dpi=110, bbox_inches=None if figure.get_layout_engine() else "tight", facecolor="white")
 
 
 def clean(axes: Axes) -> None:

@@ -48,7 +48,10 @@ class Architecture(nn.Module):
 
     @abstractmethod
     def owners(self) -> dict[nn.Parameter, frozenset[str]]:
-        """Each parameter and the tasks whose losses have a gradient by it; with two or more it is shared."""
+        """Each parameter and the tasks whose losses have a gradient by it; with two or more it is shared.
+
+        One without tasks learns no more: it has no gradient, and neither decay nor momentum moves it.
+        """
 
     def stages(self) -> list[list[Stage]]:
         """Every copy of the encoder's first stage, of its second, and so on; freezing goes by these.
@@ -65,6 +68,15 @@ class Architecture(nn.Module):
         Asked for behind each training step's forward pass, whose activations they may be made of.
         """
         return {}
+
+    def check_tasks(self, configured: Collection[str]) -> None:
+        """Raise :class:`ConfigError` where options name tasks that are not configured.
+
+        Those of the run are known when the architecture is built; ``model.only`` may have left others out.
+
+        Args:
+            configured: the names of all tasks of the configuration.
+        """
 
     def set_epoch(self, epoch: int) -> str | None:
         """Called before every training step with the epoch, from 0, for what changes with time.

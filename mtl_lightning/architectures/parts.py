@@ -85,8 +85,9 @@ def blend(features: Sequence[Features], weights: Tensor) -> Features:
         total = None
         for place, tensor in enumerate(tensors):
             factor = factors[:, place].to(tensor.dtype)
-            part = tensor * factor.view(*factor.shape, *([1] * (tensor.ndim - 2)))
-            total = part if total is None else total + part
+            factor = factor.view(*factor.shape, *([1] * (tensor.ndim - 2)))
+            # One pass over the memory for each summand instead of two.
+            total = tensor * factor if total is None else torch.addcmul(total, tensor, factor)
         assert total is not None
         return total
 

@@ -20,6 +20,8 @@ class Stage(nn.Module):
 
     frozen = False
     """Set by :meth:`freeze`."""
+    adapted = False
+    """Set by architectures that put learning weights in the place of its own."""
 
     def __init__(self, body: nn.Module, spec: FeatureSpec) -> None:
         super().__init__()
@@ -27,8 +29,8 @@ class Stage(nn.Module):
         self.spec = spec
 
     def forward(self, features: Features) -> Features:
-        """One step through the backbone; a frozen stage keeps no graph unless something before it learns."""
-        if self.frozen and not features.tensor.requires_grad:
+        """One step through the backbone; a frozen stage keeps no graph unless something before it or in it learns."""
+        if self.frozen and not self.adapted and not features.tensor.requires_grad:
             with torch.no_grad():
                 return self.step(features)
         return self.step(features)

@@ -82,7 +82,7 @@ class GradientEngine(nn.Module):
         self.options = options
         self.balance = Balance(list(model.heads), reduce, world, rank == 0, report)
         self._parts, self._model = [weighting], [model]
-        self._reduce, self._world, self._rank = reduce, world, rank
+        self._reduce, self._world, self._rank, self._report = reduce, world, rank, report
         self._frozen: frozenset[nn.Parameter] = frozenset()
         self._whole = self._sharing = Sharing(model)
         self._revision = model.architecture.revision
@@ -121,6 +121,11 @@ class GradientEngine(nn.Module):
         now, revision = frozenset(frozen), self._model[0].architecture.revision
         if (self._frozen, self._revision) != (now, revision):
             self._frozen, self._revision, self._sharing = now, revision, Sharing(self._model[0], now)
+            if self.method is not None and not self._sharing.shared:
+                self._report(
+                    f"All parameters that tasks share are frozen: {type(self.method).__name__} has no gradients to weigh, and "
+                    "every task counts with its loss times 1, as under Equal"
+                )
         return self._sharing
 
     def cut(self, features: Mapping[str, list[Features]]) -> Mapping[str, list[Features]]:
@@ -254,7 +259,7 @@ class GradientEngine(nn.Module):
         for row, name in enumerate(held.names):
             used, own = share.used_by(name, last=last), share.own[name]
             found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
-            flat(found, over, rows[row])
+            flat({parameter: found[parameter] for parameter in used}, over, rows[row])
             heads.append({parameter: found[parameter] for parameter in own})
             del found
         rows = self._mean(rows)
@@ -410,8 +415,8 @@ def check(method: GradientWeighting, model: MultiTaskModel, options: EngineOptio
     name, architecture = type(method).__name__, type(model.architecture).__name__
     if not Sharing(model).shared:
         raise ConfigError(
-            f"model.weighting {name} balances gradients of shared parameters, and architecture {architecture} shares none; "
-            "take a weighting from losses, or another architecture"
+            f"model.weighting {name} balances gradients of shared parameters, and architecture {architecture} shares none "
+            "as it is configured; take a weighting from losses, or another architecture"
         )
     if options.gradients == "features" and method.needs_rows:
         raise ConfigError(

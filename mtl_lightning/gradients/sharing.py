@@ -14,7 +14,7 @@ class Sharing:
     Attributes:
         shared: those that two tasks or more use, in the order of the network.
         own: those of one task alone, by task.
-        last: of ``shared``, those of the last layer with weights.
+        last: of ``shared``, those of the last layer with weights; where tasks share different layers, of those that most use.
 
     Args:
         model: says who uses which.
@@ -36,7 +36,8 @@ class Sharing:
             else:
                 self.own[next(iter(users))].append(parameter)
         self.last: list[nn.Parameter] = []
-        shared = set(self.shared)
+        most = max(map(len, self._users), default=0)
+        shared = {parameter for parameter, users in zip(self.shared, self._users, strict=True) if len(users) == most}
         for module in model.architecture.modules():
             direct = [parameter for parameter in module.parameters(recurse=False) if parameter in shared]
             if any(parameter.ndim > 1 for parameter in direct):
