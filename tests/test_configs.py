@@ -26,7 +26,7 @@ SMALL = {
     "folder": FOLDER,
     "kinds": SCENES,
     "imbalanced": SCENES,
-    "clinc150": ["--data.init_args.root={pets}/clinc150", "--data.init_args.batch_size=8"],
+    "clinc150": ["--data.init_args.root={pets}/clinc150", "--data.init_args.batch_size=128"],
 }
 """What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout, others are in folders of it."""
 
