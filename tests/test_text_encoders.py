@@ -75,6 +75,8 @@ def test_a_row_of_padding_alone_is_no_nan(name: str) -> None:
     assert torch.isfinite(last.tensor).all() and not last.tensor[-1].any()
     last.tensor.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+    with torch.no_grad():  # torch takes another way through a transformer then
+        assert torch.isfinite(encoder.eval()(Features(batch([*WORDS, []])))[-1].tensor).all()
 
 
 def test_a_gru_of_two_directions_is_torchs_on_packed_sequences() -> None:
