@@ -110,7 +110,7 @@ def rows(runs: Path, seeds: list[int]) -> list[tuple[str, str, str, dict[str, li
         listed.append((labels, "BagOfWords", "a network each", alone))
         for job in [Job(0, hidden=hidden), *(job for job in further_jobs(0) if job.hidden == hidden)]:
             listed.append((labels, job.encoder, job.weighting, {task: values(runs, job, seeds, task) for task in METRICS}))
-    return listed
+    return [row for row in listed if any(row[3].values())]
 
 
 def table(listed: list[tuple[str, str, str, dict[str, list[float]]]]) -> str:
