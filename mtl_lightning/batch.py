@@ -1,8 +1,8 @@
 """The batch contract: what the data room hands to the model, and the collate that makes it.
 
-A *sample* is a dict: ``image`` [C, H, W] or ``text`` (token ids [L], and what they say as ``words``), ``id``, optionally ``size``
-(the file's own height and width), and the targets under their tasks' names. A missing label is an absent key or None, never a
-magic number.
+A *sample* is a dict: ``image`` [C, H, W] (or several inputs under their names, of which a row may lack some) or ``text`` (token
+ids [L], and what they say as ``words``), ``id``, optionally ``size`` (the file's own height and width), and the targets under
+their tasks' names. What is missing is an absent key or None, never a magic number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mtl_lightning.errors import DataError
+from mtl_lightning.inputs import IMAGE
 
 Kind = Literal["class", "multilabel", "numbers", "angle", "mask", "depth", "normals"]
-INPUTS = ("image", "text")
 IGNORE = -1
 """Class index of a pixel without a label."""
 
@@ -78,25 +78,32 @@ class Batch:
         return len(self.ids)
 
     def needed(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-        """The rows of each input that its tasks learn from: bool [B]; nothing where there is one input.
+        """The rows of each input that its tasks learn from: bool [B]; nothing where there is one input, which all rows have.
 
         Args:
             tasks: those that read each input.
         """
-        if len(self.inputs) == 1:
+        if len(self.inputs) == 1 and not self.given:
             return {}
         labelled = {read: torch.stack([self.labelled[name] for name in names]).any(0) for read, names in tasks.items()}
         return {read: rows & self.given[read] if read in self.given else rows for read, rows in labelled.items()}
 
     def extent(self, row: int) -> tuple[int, int]:
         """Height and width of one row's picture in the batch, without padding; of a text 1 and the number of its words."""
-        if "image" not in self.inputs:
-            return 1, int((self.inputs["text"][row] != 0).sum())
-        height, width = self.inputs["image"].shape[-2:]
+        first = next(iter(self.inputs.values()))
+        if first.ndim == 2:
+            return 1, int((first[row] != 0).sum())
+        height, width = first.shape[-2:]
         if self.padding is None:
             return height, width
         kept = ~self.padding[row]
         return int(kept.any(1).sum()), int(kept.any(0).sum())
+
+    def pictures(self, row: int) -> dict[str, Tensor]:
+        """One row's pictures by input, without padding; those that it has."""
+        height, width = self.extent(row)
+        has = [name for name in self.inputs if name not in self.given or bool(self.given[name][row])]
+        return {name: self.inputs[name][row, ..., :height, :width] for name in has}
 
     def _map(self, function: Any) -> "Batch":
         def apply(value: Any) -> Any:
@@ -120,40 +127,52 @@ class Batch:
 class Collate:
     """Turns samples into a :class:`Batch`.
 
-    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch, texts with 0 at their end.
+    Pictures of different sizes are filled up at the right and the bottom to the largest of the batch; of several inputs, all
+    pictures are of one size. Texts are filled up with 0 at their end.
 
     Args:
         targets: what each task's target looks like.
+        inputs: names of the pictures that samples may have.
     """
 
-    def __init__(self, targets: Mapping[str, TargetSpec]) -> None:
+    def __init__(self, targets: Mapping[str, TargetSpec], inputs: Sequence[str] = (IMAGE,)) -> None:
         self.targets = dict(targets)
+        self.inputs = list(inputs)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
         """Make a batch.
 
         Raises:
-            DataError: a label's shape does not fit; it names the sample and the task.
+            DataError: a label's shape does not fit; it names the sample and the task. Or a sample has no picture, or pictures of
+                several inputs differ in size.
         """
-        found = {name: [torch.as_tensor(sample[name]) for sample in samples] for name in INPUTS if name in samples[0]}
         ids = [str(sample["id"]) for sample in samples]
-        if "image" not in found:
-            targets, labelled = self._targets(samples, found["text"], ids, (1, 1))
-            inputs = {name: pad_sequence(rows, batch_first=True) for name, rows in found.items()}
-            lengths = torch.tensor([(1, len(row)) for row in found["text"]])
-            return Batch(inputs, targets, labelled, ids, lengths, texts=[str(sample.get("words", "")) for sample in samples])
-        images = found["image"]
+        each = [
+            {name: torch.as_tensor(sample[name]) for name in self.inputs if sample.get(name) is not None} for sample in samples
+        ]
+        if empty := [name for name, row in zip(ids, each, strict=True) if not row]:
+            raise DataError(f"{empty[0]}: the sample has no {' and no '.join(self.inputs)}")
+        images = [next(iter(row.values())) for row in each]
+        if images[0].ndim == 1:
+            targets, labelled = self._targets(samples, images, ids, (1, 1))
+            lengths = torch.tensor([(1, len(row)) for row in images])
+            words = [str(sample.get("words", "")) for sample in samples]
+            inputs = {next(iter(each[0])): pad_sequence(images, batch_first=True)}
+            return Batch(inputs, targets, labelled, ids, lengths, texts=words)
         sizes = torch.tensor([tuple(sample.get("size", image.shape[-2:])) for sample, image in zip(samples, images, strict=True)])
         height = max(image.shape[-2] for image in images)
         width = max(image.shape[-1] for image in images)
+        inputs, given = {}, {}
+        for name in self.inputs:
+            inputs[name], given[name] = self._pictures(name, each, ids, height, width)
         padding = None
         if any(image.shape[-2:] != (height, width) for image in images):
             padding = torch.ones(len(images), height, width, dtype=torch.bool)
             for row, image in enumerate(images):
                 padding[row, : image.shape[-2], : image.shape[-1]] = False
         targets, labelled = self._targets(samples, images, ids, (height, width))
-        pictures = torch.stack([_pad(image, height, width, 0.0) for image in images])
-        return Batch({"image": pictures}, targets, labelled, ids, sizes, padding)
+        some = {name: rows for name, rows in given.items() if not bool(rows.all())}
+        return Batch(inputs, targets, labelled, ids, sizes, padding, given=some)
 
     def _targets(
         self, samples: Sequence[Mapping[str, Any]], images: list[Tensor], ids: list[str], size: tuple[int, int]
@@ -163,6 +182,21 @@ class Collate:
             rows = [sample.get(name) for sample in samples]
             targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, size)
         return targets, labelled
+
+    def _pictures(
+        self, name: str, each: Sequence[Mapping[str, Tensor]], ids: Sequence[str], height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        """One input of all rows, 0 where a row lacks it, and which rows have it."""
+        rows = [row.get(name) for row in each]
+        for place, picture in zip(ids, rows, strict=True):
+            if len(self.inputs) > 1 and picture is not None and picture.shape[-2:] != (height, width):
+                raise DataError(
+                    f"{place}: {name} is {picture.shape[-1]} wide and {picture.shape[-2]} high, another picture of the batch "
+                    f"{width} and {height}; pictures of several inputs are of one size: set data.init_args.image_size"
+                )
+        empty = torch.zeros_like(next(iter(each[0].values())))
+        stacked = torch.stack([_pad(empty if picture is None else picture, height, width, 0.0) for picture in rows])
+        return stacked, torch.tensor([picture is not None for picture in rows])
 
     @staticmethod
     def _stack(

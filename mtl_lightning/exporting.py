@@ -52,12 +52,13 @@ class _Graph(nn.Module):
         super().__init__()
         self.form = form
         self.model = predictor.model
+        self._input = predictor.model.only_input()
         # Not as a submodule: what tasks know besides tensors has no place in an exported program.
         self._tasks = cast(dict[str, Task], dict(predictor.tasks.items()))
         self._raw = raw
 
     def forward(self, given: Tensor) -> dict[str, Tensor]:
-        predictions = self.model({self.form.name: given})
+        predictions = self.model({self._input: given})
         return {name: predictions[name] if self._raw else task.interpret(predictions[name]) for name, task in self._tasks.items()}
 
 

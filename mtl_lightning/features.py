@@ -60,15 +60,6 @@ class Features:
         parts = [None if part is None else part[rows] for part in (self.valid, self.token)]
         return Features(self.tensor[rows], *parts)
 
-    def put(self, rows: Tensor, count: int) -> "Features":
-        """The opposite: these rows at their places among ``count``; the others are 0, and all of them valid."""
-
-        def spread(part: Tensor, fill: float = 0.0) -> Tensor:
-            return part.new_full((count, *part.shape[1:]), fill).index_copy(0, rows, part)
-
-        valid = None if self.valid is None else spread(self.valid, 1.0)
-        return Features(spread(self.tensor), valid, None if self.token is None else spread(self.token))
-
 
 def pool(features: Features, size: int = 1) -> Tensor:
     """Average a map over ``size`` x ``size`` regions, padding left out.

@@ -60,6 +60,11 @@ class Freezer:
         """What does not learn at present."""
         return self._parameters if self.frozen else []
 
+    @property
+    def for_good(self) -> list[nn.Parameter]:
+        """What never learns in this run."""
+        return self._parameters if self.epochs is None else []
+
     def update(self, epoch: int) -> str | None:
         """Freeze or thaw as the epoch (from 0) wants it.
 

@@ -28,10 +28,12 @@ import mtl_lightning.weighting
 from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
+from mtl_lightning.callbacks.network import NetworkPage
 from mtl_lightning.callbacks.predictions import PredictionWriter, check_folder
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
+from mtl_lightning.callbacks.sharing import WatchSharing
 from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
@@ -182,7 +184,9 @@ class MTLCLI(LightningCLI):
         label = self.checkpoint.name if self.checkpoint else "the untrained network"
         self.report = Report(self.folder, label)
         self.tracking = Tracking(dump, self.folder, config.tracking, self.wandb)
-        callbacks = [*_listed(trainer.callbacks), self.report]
+        # Before the report, which shows their pictures, too.
+        seen = [NetworkPage(self.folder, trainer.enable_model_summary is not False), WatchSharing(self.folder)]
+        callbacks = [*_listed(trainer.callbacks), *seen, self.report]
         bar = trainer.enable_progress_bar is not False
         terminal = sys.stdout.isatty()
         if bar:

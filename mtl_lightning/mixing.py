@@ -1,7 +1,7 @@
 """Pictures mixed in pairs with both their labels: MixUp and CutMix for partly labelled batches.
 
-A row is mixed with a row of its batch that has labels of the SAME tasks, and whose picture is of the same size; one without
-such a partner stays as it is, and so does one without any label. A task's loss on a mixed batch is
+A row is mixed with a row of its batch that has labels of the SAME tasks and the same inputs, and whose picture is of the same
+size; one without such a partner stays as it is, and so does one without any label. A task's loss on a mixed batch is
 share * L(prediction, own labels) + (1 - share) * L(prediction, the partners' labels), totals and denominators alike, so that
 no label is lost, and elements that one of the two lacks (pixels, entries) are missing on its side alone.
 
@@ -111,13 +111,14 @@ class Mixing(ABC):
         return "leave mixing out"
 
     def _pairs(self, batch: Batch, targets: Mapping[str, TargetSpec], random: np.random.Generator) -> Tensor:
-        """Within each group of rows with the same labels and extent, each row's partner is the next of a drawn round."""
+        """Within each group of rows with the same labels, inputs and extent, each row's partner is the next of a drawn round."""
         tasks, out = list(targets), self.excluded(targets)
         rows = torch.stack([batch.labelled[task] for task in tasks], 1).tolist()
+        given = torch.stack(list(batch.given.values()), 1).tolist() if batch.given else [()] * len(rows)
         groups: dict[tuple[object, ...], list[int]] = {}
         for row, has in enumerate(rows):
             if any(has) and not any(mine and task in out for task, mine in zip(tasks, has, strict=True)):
-                groups.setdefault((*has, batch.extent(row)), []).append(row)
+                groups.setdefault((*has, *given[row], batch.extent(row)), []).append(row)
         partner = torch.arange(len(rows))
         for members in groups.values():
             order = torch.tensor(members)[torch.from_numpy(random.permutation(len(members)))]
@@ -145,10 +146,11 @@ class MixUp(Mixing):
         self, batch: Batch, targets: Mapping[str, TargetSpec], share: float, partner: Tensor, random: np.random.Generator
     ) -> Batch:
         """Blend the pictures."""
-        image = batch.inputs["image"].clone()
         rows = (partner != torch.arange(len(partner))).nonzero()[:, 0]
-        image[rows] = torch.lerp(batch.inputs["image"][partner[rows]], image[rows], share)
-        return replace(batch, inputs=batch.inputs | {"image": image}, partner=dict.fromkeys(targets, partner), share=share)
+        inputs = {name: picture.clone() for name, picture in batch.inputs.items()}
+        for name, picture in inputs.items():
+            picture[rows] = torch.lerp(batch.inputs[name][partner[rows]], picture[rows], share)
+        return replace(batch, inputs=inputs, partner=dict.fromkeys(targets, partner), share=share)
 
 
 class CutMix(Mixing):
@@ -202,8 +204,8 @@ class CutMix(Mixing):
         dense = {name for name, spec in targets.items() if spec.dense}
         pasted = {name: paste(target) if name in dense else target for name, target in batch.targets.items()}
         others = dict.fromkeys((name for name in targets if name not in dense), whole)
-        image = paste(batch.inputs["image"])
-        return replace(batch, inputs=batch.inputs | {"image": image}, targets=pasted, partner=others, share=share)
+        inputs = {name: paste(picture) for name, picture in batch.inputs.items()}
+        return replace(batch, inputs=inputs, targets=pasted, partner=others, share=share)
 
 
 def _rectangle(height: int, width: int, share: float, random: np.random.Generator) -> tuple[int, int, int, int]:

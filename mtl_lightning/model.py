@@ -1,6 +1,7 @@
 """The network itself: pure torch, to be used and exported without Lightning."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -10,6 +11,8 @@ from mtl_lightning.architectures.base import Architecture
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.heads.base import Head
+from mtl_lightning.inputs import IMAGE, readers
+from mtl_lightning.still import still
 from mtl_lightning.tasks.base import Task
 
 
@@ -26,64 +29,105 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.inputs = dict(inputs or {})
+        if unsaid := [name for name in tasks if self.inputs and name not in self.inputs]:
+            raise ConfigError(
+                f"model.inputs does not name {', '.join(unsaid)}; name an input for every task, or none where there is one input"
+            )
         self.heads = nn.ModuleDict({name: task.build_head(architecture.specs(name)) for name, task in tasks.items()})
 
     def forward(
-        self, inputs: Mapping[str, Tensor], padding: Tensor | None = None, rows: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        padding: Tensor | None = None,
+        rows: Mapping[str, Tensor] | None = None,
+        tasks: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Every task's raw prediction.
+        """Raw predictions.
+
+        The architecture runs once for every input that a task reads, for all of its tasks together.
 
         Args:
             inputs: ``image`` [B, C, H, W] in 0..1, ``text`` int64 [B, L] token ids, or several under names of their own.
             padding: bool [B, H, W], True where a picture was filled up.
-            rows: bool [B] by input: the rows whose features are needed; those of an input that is not here all are. Only
-                looked at where there are several inputs. What is predicted for the other rows means nothing.
+            rows: bool [B] by input: the rows to run, heads included; those of an input that is not here all are. What is
+                predicted for the other rows is 0.
+            tasks: those to predict; None is all.
 
         Returns:
             Per task [B, channels], or [B, channels, H, W] from dense heads.
         """
-        return self.predict(self.features(inputs, padding, rows), inputs)
+        found: dict[str, Tensor] = {}
+        for read, names in self.read_by(inputs, tasks).items():
+            source = _source(inputs[read], padding)
+            if rows is None or read not in rows:
+                found |= self._heads(self.architecture(source, names), inputs[read])
+            else:
+                found |= self._some(source, rows[read], names)
+        return {name: found[name] for name in self.heads if name in found}
 
-    def read_by(self, inputs: Mapping[str, object]) -> dict[str, list[str]]:
+    def read_by(self, inputs: Iterable[str], tasks: Collection[str] | None = None) -> dict[str, list[str]]:
         """The tasks that read each of the inputs.
+
+        Args:
+            inputs: names.
+            tasks: those to look at; None is all.
 
         Raises:
             ConfigError: it is not said which of several inputs a task reads, or there is no such input.
         """
-        found: dict[str, list[str]] = {}
-        for name in self.heads:
-            read = next(iter(inputs)) if len(inputs) == 1 else self.inputs.get(name)
-            if read is None or read not in inputs:
-                said = "is not set" if read is None else f"is {read}"
-                raise ConfigError(f"model.inputs.{name} {said}, expected one of the inputs of the data: {', '.join(inputs)}")
-            found.setdefault(read, []).append(name)
-        return found
+        return readers([name for name in self.heads if tasks is None or name in tasks], self.inputs, inputs)
 
-    def features(
-        self, inputs: Mapping[str, Tensor], padding: Tensor | None = None, rows: Mapping[str, Tensor] | None = None
-    ) -> dict[str, list[Features]]:
-        """What every task's head reads; arguments as in :meth:`forward`."""
-        found: dict[str, list[Features]] = {}
-        for read, tasks in self.read_by(inputs).items():
-            tensor = inputs[read]
-            source = Features(tensor, None if padding is None else (~padding).unsqueeze(1).to(tensor.dtype))
-            if len(inputs) == 1 or rows is None or read not in rows:
-                found |= self.architecture(source, tasks)
-                continue
-            # One row at least: normalisation, and processes that wait for each other's gradients, want to see something.
-            places = torch.nonzero(rows[read]).flatten() if bool(rows[read].any()) else torch.zeros(1, dtype=torch.long)
-            places = places.to(tensor.device)
-            pyramids = self.architecture(source.take(places), tasks)
-            found |= {name: [level.put(places, len(tensor)) for level in pyramid] for name, pyramid in pyramids.items()}
+    def only_input(self) -> str:
+        """The one input that all tasks read.
+
+        Raises:
+            ConfigError: they read several.
+        """
+        read = {self.inputs.get(name, IMAGE): name for name in self.heads}
+        if len(read) > 1:
+            listing = ", ".join(f"{name} reads {source}" for source, name in read.items())
+            raise ConfigError(f"the model has several inputs ({listing}), and here it can take one; choose tasks of one input")
+        return next(iter(read))
+
+    def features(self, inputs: Mapping[str, Tensor], padding: Tensor | None = None) -> dict[str, list[Features]]:
+        """What every task's head reads, where all tasks read one input; arguments as in :meth:`forward`.
+
+        Raises:
+            ConfigError: tasks read several inputs, and so have no features in common.
+        """
+        read = self.read_by(inputs)
+        if len(read) > 1:
+            raise ConfigError(
+                f"model.engine.gradients is features, but tasks read several inputs ({', '.join(read)}) and have no features "
+                "in common; set it to parameters"
+            )
+        name = next(iter(read))
+        found = self.architecture(_source(inputs[name], padding), read[name])
         return {name: found[name] for name in self.heads}
 
     def predict(self, features: Mapping[str, list[Features]], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the heads make of it, dense predictions in the size of the inputs."""
-        sizes: dict[str, tuple[int, int]] = {}
-        for read, tasks in self.read_by(inputs).items():
-            shape = inputs[read].shape
-            sizes |= dict.fromkeys(tasks, (shape[-2], shape[-1]) if len(shape) > 2 else (1, shape[-1]))
-        return {name: cast(Head, head)(features[name], sizes[name]) for name, head in self.heads.items()}
+        """What the heads make of :meth:`features`, dense predictions in the size of the input."""
+        return self._heads(features, inputs[next(iter(self.read_by(inputs)))])
+
+    def _heads(self, features: Mapping[str, list[Features]], tensor: Tensor) -> dict[str, Tensor]:
+        shape = tensor.shape
+        size = (shape[-2], shape[-1]) if len(shape) > 2 else (1, shape[-1])
+        return {name: cast(Head, self.heads[name])(pyramid, size) for name, pyramid in features.items()}
+
+    def _some(self, source: Features, rows: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Predictions of some rows, spread over all of them."""
+        places = torch.nonzero(rows).flatten()
+        # One row at least: processes wait for each other's gradients. Batch norm sees no picture in it that is to be kept.
+        some = places if len(places) else places.new_zeros(1)
+        # And a copy of a single one: of a map of one cell batch norm could take no variance.
+        run = some.repeat(2) if self.training and len(some) == 1 else some
+        with nullcontext() if len(places) else still(self):
+            found = self._heads(self.architecture(source.take(run), tasks), source.tensor)
+
+        def spread(value: Tensor) -> Tensor:
+            return value.new_zeros(len(rows), *value.shape[1:]).index_copy(0, some, value[: len(some)])
+
+        return {name: spread(value) for name, value in found.items()}
 
     def owners(self) -> dict[nn.Parameter, frozenset[str]]:
         """Each parameter and the tasks that use it, heads included."""
@@ -91,3 +135,7 @@ class MultiTaskModel(nn.Module):
         for name, head in self.heads.items():
             owners |= dict.fromkeys(head.parameters(), frozenset({name}))
         return owners
+
+
+def _source(tensor: Tensor, padding: Tensor | None) -> Features:
+    return Features(tensor, None if padding is None else (~padding).unsqueeze(1).to(tensor.dtype))

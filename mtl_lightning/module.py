@@ -1,6 +1,6 @@
 """Ties model, tasks and weighting to Lightning. No mathematics of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,7 @@ class MultiTaskModule(pl.LightningModule):
         self._encoder = [encoder]
         self._architecture = architecture or HardSharing
         self._scheduler = scheduler
-        self._inputs = inputs or {}
+        self.inputs = inputs or {}
         rates = {"encoder": encoder_lr, "architecture": architecture_lr, "heads": heads_lr}
         self._optimization = Optimization(optimizer, scheduler.scheduler if scheduler is not None else None, rates)
         self._penalties = penalties or []
@@ -115,7 +115,7 @@ class MultiTaskModule(pl.LightningModule):
         # From a seed of its own: how much was drawn since the start depends on the data and the number of processes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self._inputs)
+            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self.inputs)
         self.model.architecture.check_tasks(self.configured)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
@@ -136,6 +136,11 @@ class MultiTaskModule(pl.LightningModule):
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+
+    @property
+    def frozen_for_good(self) -> list[nn.Parameter]:
+        """Parameters that the configuration keeps from learning in the whole run."""
+        return [] if self._freezer is None else self._freezer.for_good
 
     def _check_strategy(self) -> None:
         # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
@@ -171,13 +176,17 @@ class MultiTaskModule(pl.LightningModule):
         return [*([] if self._freezer is None else self._freezer.parameters), *self._unused[1]]
 
     def forward(
-        self, inputs: Mapping[str, Tensor], padding: Tensor | None = None, rows: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        padding: Tensor | None = None,
+        rows: Mapping[str, Tensor] | None = None,
+        tasks: Collection[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Raw predictions of every task, see :class:`~mtl_lightning.model.MultiTaskModel`."""
+        """Raw predictions, see :class:`~mtl_lightning.model.MultiTaskModel`."""
         if self.model is None:
             self.configure_model()
         assert self.model is not None
-        predictions: dict[str, Tensor] = self.model(inputs, padding, rows)
+        predictions: dict[str, Tensor] = self.model(inputs, padding, rows, tasks)
         return predictions
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -339,7 +348,7 @@ class MultiTaskModule(pl.LightningModule):
 
     def predict_step(self, batch: Sequence[Prepared | PreparedText | Unreadable], batch_idx: int) -> list[dict[str, Tensor]]:
         """Raw predictions of each picture or text that can be read."""
-        return forward_each(self, [item for item in batch if not isinstance(item, Unreadable)], self.device)
+        return forward_each(self, [item for item in batch if not isinstance(item, Unreadable)], self.device, self.inputs)
 
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
         predictions: dict[str, Tensor] = self(batch.inputs, batch.padding, batch.given)

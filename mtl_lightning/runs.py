@@ -9,6 +9,8 @@ import yaml
 from mtl_lightning.errors import CheckpointError, ConfigError
 
 CHECKPOINTS = "checkpoints"
+BEFORE = ("config.yaml", "model.md", "model.png", "summary.json")
+"""What a run writes before its first step."""
 
 
 def _folders(root: Path, name: str) -> list[Path]:
@@ -63,8 +65,8 @@ def new_folder(root: Path, name: str, create: bool = True) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove a run folder that holds no more than its configuration and the rows that were left out."""
-    if folder.is_dir() and all(path.name == "config.yaml" or path.match("left_out_*.txt") for path in folder.iterdir()):
+    """Remove a run folder that holds no more than its configuration, the network's page and the rows that were left out."""
+    if folder.is_dir() and all(path.name in BEFORE or path.match("left_out_*.txt") for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 

@@ -185,7 +185,7 @@ class Training:
         """
         engine = self.engine if self.weighs_gradients else None
         if engine is not None and engine.cuts:
-            features = self.model.features(batch.inputs, batch.padding, self._rows(batch))
+            features = self.model.features(batch.inputs, batch.padding)
             predictions = self.model.predict(engine.cut(features), batch.inputs)
         else:
             predictions = self.model(batch.inputs, batch.padding, self._rows(batch))

@@ -57,7 +57,7 @@ def test_check_reports_and_trains_nothing(
     call("check", tmp_path, FLIP, "--pictures=10", "--trainer.devices=2", "--trainer.strategy=ddp")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-check"]
     folder = tmp_path / "tiny-check"
-    assert {path.name for path in folder.iterdir()} == {"report.md", "labels.png", "contact_sheet.png"}
+    assert {path.name for path in folder.iterdir()} == {"report.md", "labels.png", "contact_sheet.png", "model.png"}
     text = (folder / "report.md").read_text()
     assert "90 rows were read, no fault was found" in text
     assert "| color | 29 of 48 (60 %) | 21 of 21 (100 %) | 21 of 21 (100 %) |" in text

@@ -11,6 +11,7 @@ from mtl_lightning.main import main
 from tests.data.clinc150 import write_clinc150
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
+from tests.data.office import write_office
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -24,6 +25,12 @@ SMALL = {
     "pets": PETS,
     "pets_finetune": [*PETS, "--data.init_args.image_size=64"],
     "folder": FOLDER,
+    "office": [
+        "--data.init_args.root={pets}/office",
+        "--data.init_args.batch_size=12",
+        "--data.init_args.image_size=32",
+        "--model.encoder.init_args.stages=2",
+    ],
     "kinds": SCENES,
     "imbalanced": SCENES,
     "clinc150": ["--data.init_args.root={pets}/clinc150", "--data.init_args.batch_size=128"],
@@ -37,6 +44,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_manifest(root, count=45, labelled=0.85)
     write_folders(root / "folders", 30)
     write_clinc150(root / "clinc150")
+    write_office(root / "office", lists=True)
     return root
 
 

@@ -20,6 +20,7 @@ from mtl_lightning.main import main
 from tests.data.clinc150 import write_clinc150, write_texts
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
+from tests.data.office import write_office
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +34,12 @@ SMALL = {
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": SCENES,
     "configs/clinc150.yaml": ["--data.init_args.batch_size=16", "--data.init_args.num_workers=0"],
+    "configs/office.yaml": [
+        "--data.init_args.num_workers=0",
+        "--data.init_args.batch_size=12",
+        "--data.init_args.image_size=32",
+        "--model.encoder.init_args.stages=2",
+    ],
     "configs/folder.yaml": ["--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--data.init_args.image_size=32"],
 }
 """What makes a command's data small, placed behind its config."""
@@ -79,6 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clinc150(folder / "PATH" / "TO" / "clinc150")
     write_texts(folder / "PATH" / "TO" / "texts")
     (folder / "requests.txt").write_text("book a flight\nfreeze my account\n", encoding="utf-8")
+    write_office(folder / "PATH" / "TO" / "office-31", lists=True)
     write_folders(folder / "PATH" / "TO" / "more", 20, classes=("dark", "bright"), first=100)
     (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
     for page in PAGES:
@@ -101,6 +109,8 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
         assert json.loads((place / "runs" / run / "summary.json").read_text())["val"]["score"] is not None, run
     for run in ("scenes-nash", "scenes-watched", "scenes_gradients", "even-norms"):
         assert (place / "runs" / run / "gradients.png").exists(), run
+    for picture in ("model.png", "sharing.png"):
+        assert (place / "runs/scenes-mmoe" / picture).exists(), picture
     runpy.run_path(str(place / "deploy.py"))
     assert (place / "predicted/predictions.csv").exists()
     assert (place / "pets-predicted/contact_sheet.png").exists()
@@ -127,6 +137,11 @@ def test_the_commands_that_take_longer(place: Path, part: str) -> None:
 def test_the_python_example(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(place / "use.py"))
     assert "{'kind': (4, 2), 'depth': (4, 1, 64, 48)}" in capsys.readouterr().out
+
+
+def test_the_network_of_the_docs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(place / "my_network.py"))
+    assert "| **all** |" in capsys.readouterr().out
 
 
 def test_the_head_of_the_docs_does_not_see_padding(place: Path) -> None:

@@ -176,7 +176,7 @@ def test_texts_of_a_batch_are_filled_up() -> None:
     rows = [{"id": f"{row}", "text": text, "kind": torch.tensor(row)} for row, text in enumerate(TEXTS[:2])]
     del rows[0]["kind"]
     kind = Classification(classes=["a", "b"])
-    batch = Collate({"kind": kind.target})([prepare(row) for row in rows])
+    batch = Collate({"kind": kind.target}, ["text"])([prepare(row) for row in rows])
     assert batch.inputs["text"].shape == (2, 5) and batch.inputs["text"][0, 3:].tolist() == [0, 0]
     assert batch.texts == TEXTS[:2] and batch.sizes.tolist() == [[1, 3], [1, 5]] and batch.extent(0) == (1, 3)
     assert batch.labelled["kind"].tolist() == [False, True] and batch.padding is None

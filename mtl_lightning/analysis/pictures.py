@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from mtl_lightning.analysis.figures import TRAIN, VAL, clean, plain, save
 from mtl_lightning.batch import Batch
 from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_input
+from mtl_lightning.tasks.drawing import short, show_input, show_nothing
 
 CELL = 1.4
 """Inches of a square cell."""
@@ -67,10 +68,12 @@ class Row(NamedTuple):
     """One sample for a picture, on the CPU and without padding.
 
     Attributes:
-        image: [C, H, W] in 0..1.
-        predictions: raw, by task.
+        image: [C, H, W] in 0..1; of several inputs the first that the row has.
+        predictions: raw, by task; not of tasks whose picture the row lacks.
         targets: by task, None where there is no label.
         id: the sample's.
+        inputs: of several inputs, the pictures that the row has.
+        reads: task → input, where there are several.
         text: what is shown in place of the picture; None shows the picture.
     """
 
@@ -78,26 +81,60 @@ class Row(NamedTuple):
     predictions: dict[str, Tensor]
     targets: dict[str, Tensor | None]
     id: str = ""
+    inputs: Mapping[str, Tensor] = MappingProxyType({})
+    reads: Mapping[str, str] = MappingProxyType({})
     text: str | None = None
 
+    def seen_by(self, task: str) -> Tensor | None:
+        """The picture that a task reads; None where the row lacks it."""
+        return self.inputs.get(self.reads[task]) if self.reads else self.image
 
-def take_row(batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int) -> Row:
-    """Cut one row out of a batch."""
+
+def take_row(
+    batch: Batch, predictions: Mapping[str, Tensor], tasks: Mapping[str, Task], row: int, reads: Mapping[str, str] | None = None
+) -> Row:
+    """Cut one row out of a batch.
+
+    Args:
+        batch: with several inputs or one.
+        predictions: of the batch.
+        tasks: of the run.
+        row: which.
+        reads: task → input; not looked at where there is one input.
+    """
     height, width = batch.extent(row)
 
     def cut(tensor: Tensor, dense: bool = True) -> Tensor:
         return (tensor[row, ..., :height, :width] if dense else tensor[row]).detach().cpu()
 
+    found = {"text": blank()} if batch.texts else batch.pictures(row)
+    inputs = {name: picture.detach().cpu() for name, picture in found.items()}
+    several = (reads or {}) if len(batch.inputs) > 1 else {}
     return Row(
-        cut(batch.inputs["image"]) if "image" in batch.inputs else blank(),
-        {name: cut(predictions[name].float(), task.target.dense) for name, task in tasks.items()},
+        next(iter(inputs.values())),
+        {
+            name: cut(predictions[name].float(), task.target.dense)
+            for name, task in tasks.items()
+            if name in predictions and (not several or several[name] in inputs)
+        },
         {
             name: cut(batch.targets[name], task.target.dense) if bool(batch.labelled[name][row]) else None
             for name, task in tasks.items()
         },
         batch.ids[row],
+        {name: inputs[name] for name in batch.inputs if name in inputs} if several else {},
+        several,
         batch.texts[row] if batch.texts else None,
     )
+
+
+def draw_task(axes: Axes, name: str, task: Task, row: Row, predicted: bool) -> None:
+    """A task's prediction for a row, or its label; an empty cell where the row lacks the picture that the task reads."""
+    image = row.seen_by(name)
+    if image is None:
+        show_nothing(axes, row.image)
+    else:
+        task.draw(axes, image, row.predictions[name] if predicted else None, row.targets[name])
 
 
 def cells(lines: int, widths: Sequence[float], title: float = 0.0) -> Any:
@@ -138,18 +175,25 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
         tasks: two columns each.
         path: the PNG.
     """
-    axes = cells(len(rows), [1.0] * (1 + 2 * len(tasks)))
+    inputs = list(dict.fromkeys(rows[0].reads.values())) or ["input"]
+    axes = cells(len(rows), [1.0] * (len(inputs) + 2 * len(tasks)))
     for place, row in zip(axes, rows, strict=True):
-        show_input(place[0], row.image, row.text)
+        for cell, name in zip(place, inputs, strict=False):
+            if (image := row.inputs.get(name) if row.reads else row.image) is None:
+                show_nothing(cell, row.image)
+            else:
+                show_input(cell, image, row.text)
         place[0].set_ylabel(short(row.id), fontsize=6)
         for position, (name, task) in enumerate(tasks.items()):
-            task.draw(place[1 + 2 * position], row.image, row.predictions[name], row.targets[name])
-            task.draw(place[2 + 2 * position], row.image, None, row.targets[name])
-    axes[0, 0].set_title("input\n", fontsize=8)
+            draw_task(place[len(inputs) + 2 * position], name, task, row, True)
+            draw_task(place[len(inputs) + 2 * position + 1], name, task, row, False)
+    for cell, name in zip(axes[0], inputs, strict=False):
+        cell.set_title(f"{name}\n", fontsize=8)
     for position, name in enumerate(tasks):
-        axes[0, 1 + 2 * position].set_title(f"{name}\nprediction", fontsize=8)
-        axes[0, 2 + 2 * position].set_title(f"{name}\ntruth", fontsize=8)
-        legend(axes[:, 1 + 2 * position : 3 + 2 * position].flat, axes[-1, 1 + 2 * position])
+        first = len(inputs) + 2 * position
+        axes[0, first].set_title(f"{name}\nprediction", fontsize=8)
+        axes[0, first + 1].set_title(f"{name}\ntruth", fontsize=8)
+        legend(axes[:, first : first + 2].flat, axes[-1, first])
     for place in axes.flat:
         place.set_xticks([])
         place.set_yticks([])

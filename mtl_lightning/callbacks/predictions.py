@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class PredictionWriter(Callback):
         self._file: Any = None
         self._table: csv.DictWriter[str] | None = None
         self._row = 0
+        self._columns: dict[str, list[str]] = {}
+        self._waiting: list[dict[str, str]] = []
         self._cells: list[Cell] = []
         self._skipped: list[Unreadable] = []
 
@@ -79,33 +81,45 @@ class PredictionWriter(Callback):
         tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
         pictures = [item for item in batch if not isinstance(item, Unreadable)]
         self._skipped += [item for item in batch if isinstance(item, Unreadable)]
+        reads: Mapping[str, str] = pl_module.inputs  # type: ignore[assignment]
         shown = _spread(batch_idx, int(trainer.num_predict_batches[0]), len(pictures))
         for number, (picture, raw) in enumerate(zip(pictures, outputs, strict=True)):
             with self._writing():
-                self._write(picture.id, picture.text, to_results(tasks, raw, picture.frame))
+                self._write(picture.id, picture.text, to_results(tasks, raw, picture, reads), list(tasks))
             if number in shown:
-                kept = {name: tensor.cpu() for name, tensor in raw.items()}
-                self._cells.append(Cell(picture.id, picture.image.cpu(), kept, picture.text))
+                self._cells.append(Cell.of(picture, raw, reads))
 
-    def _write(self, name: str, text: str | None, results: dict[str, Result]) -> None:
+    def _write(self, name: str, text: str | None, results: dict[str, Result], tasks: Sequence[str]) -> None:
         stem = re.sub(r"\W+", "_", Path(name).stem)[:60]
         row = {"id": name} if text is None else {"id": name, "text": text}
         for task, result in results.items():
             place = self.partial / task / f"{self._row:06d}_{stem}"
             files = _saved(result, place)
             paths = {column: path.relative_to(self.partial).as_posix() for column, path in files.items()}
-            row |= {f"{task}.{column}" if column else task: cell for column, cell in (result.cells() | paths).items()}
-        if self._table is None:
-            self._table = csv.DictWriter(self._file, list(row))
-            self._table.writeheader()
-        self._table.writerow(row)
-        self._file.flush()
+            cells = {f"{task}.{column}" if column else task: cell for column, cell in (result.cells() | paths).items()}
+            self._columns.setdefault(task, list(cells))
+            row |= cells
+        self._waiting.append(row)
         self._row += 1
+        # A task's columns are known from its first result; where rows lack inputs, that may be some rows later.
+        if len(self._columns) == len(tasks):
+            self._write_waiting(tasks)
+
+    def _write_waiting(self, tasks: Sequence[str]) -> None:
+        if self._table is None:
+            columns = [column for task in tasks for column in self._columns.get(task, [])]
+            first = ["id", "text"] if self._waiting and "text" in self._waiting[0] else ["id"]
+            self._table = csv.DictWriter(self._file, [*first, *columns], restval="")
+            self._table.writeheader()
+        self._table.writerows(self._waiting)
+        self._waiting.clear()
+        self._file.flush()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Close the table, draw the sheet, and give the folder its name."""
         tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
         with self._writing():
+            self._write_waiting(list(tasks))
             self._file.close()
             about = self.source | {"pictures": self._row, "tasks": {name: task.describe() for name, task in tasks.items()}}
             (self.partial / "predictions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -130,6 +144,7 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say what is left."""
         if self._file is not None and not self._file.closed:
+            self._write_waiting(list(self._columns))
             self._file.close()
             print(f"Cut off: the first {self._row} predictions are in {self.partial}", flush=True)
 

@@ -53,7 +53,7 @@ class Report(Callback):
         if batch_idx == 0:
             self._rows = []
         for row in spread(SHOWN, batches, batch_idx, len(batch)):
-            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row))
+            self._rows.append(take_row(batch, predictions, dict(module.tasks.items()), row, module.inputs))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,6 +104,8 @@ class Report(Callback):
             if split not in TITLES:
                 continue
             parts.append(f"## {TITLES[split].capitalize()} of {part['checkpoint']}\n\n{markdown_table(part)}")
+        if "model" in summary:
+            parts.append("What the network consists of and costs: [model.md](model.md).")
         return "\n\n".join([*parts, *self._links()]) + "\n"
 
     def _links(self) -> list[str]:

@@ -77,8 +77,9 @@ class Tracking(Callback):
         if batch_idx == 0:
             self._rows = []
         tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[union-attr, operator, arg-type]
+        reads: Any = pl_module.inputs
         for row in spread(self.options.samples, int(trainer.num_val_batches[0]), batch_idx, len(batch)):
-            self._rows.append((batch.ids[row], take_row(batch, outputs, tasks, row)))
+            self._rows.append((batch.ids[row], take_row(batch, outputs, tasks, row, reads)))
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -169,7 +170,7 @@ def caption(name: str, row: Row, tasks: Mapping[str, Task]) -> str:
     """What is predicted, and what is true, in words: a line a task that is no picture."""
     lines = [name]
     for key, task in tasks.items():
-        if not task.target.dense:
+        if not task.target.dense and key in row.predictions:
             truth = row.targets[key]
             told = "no label" if truth is None else f"truth: {_words(_truth(task, truth))}"
             lines.append(f"{key}: {_words(task.decode(row.predictions[key][None])[0])} ({told})")
@@ -197,7 +198,7 @@ def masks(row: Row, tasks: Mapping[str, Task]) -> dict[str, Any] | None:
     """Masks that W&B lays over the picture; pixels without a label are a class of their own."""
     found: dict[str, Any] = {}
     for key, task in tasks.items():
-        if task.target.kind != "mask":
+        if task.target.kind != "mask" or key not in row.predictions:
             continue
         labels = dict(enumerate(task.names or ())) | {len(task.names or ()): "no label"}
         found[key] = {"mask_data": task.decode(row.predictions[key][None])[0].numpy(), "class_labels": labels}
@@ -210,7 +211,7 @@ def boxes(row: Row, tasks: Mapping[str, Task]) -> dict[str, Any] | None:
     """Boxes that W&B draws into the picture, for tasks of four numbers x0, y0, x1, y1."""
     found: dict[str, Any] = {}
     for position, (key, task) in enumerate(tasks.items()):
-        if list(task.names or ()) != BOX:
+        if list(task.names or ()) != BOX or key not in row.predictions:
             continue
         truth = row.targets[key]
         told = {key: task.decode(row.predictions[key][None])[0], f"{key}_truth": None if truth is None else truth.tolist()}

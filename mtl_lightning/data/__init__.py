@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mtl_lightning.data.dataset import LabelledDataset
     from mtl_lightning.data.folder import FolderDataModule
     from mtl_lightning.data.manifest import ManifestDataModule
+    from mtl_lightning.data.office import OfficeDataModule
     from mtl_lightning.data.scenes import ScenesDataModule
     from mtl_lightning.data.text.manifest import TextManifestDataModule
     from mtl_lightning.data.text.module import TextDataModule
@@ -25,6 +26,7 @@ __all__ = [
     "ManifestDataModule",
     "MixUp",
     "MultiTaskDataModule",
+    "OfficeDataModule",
     "RandAugmentWithLabels",
     "RandomScaleCrop",
     "ScenesDataModule",
@@ -41,6 +43,7 @@ _PLACES = {
     "ManifestDataModule": "data.manifest",
     "MixUp": "mixing",
     "MultiTaskDataModule": "data.base",
+    "OfficeDataModule": "data.office",
     "RandAugmentWithLabels": "data.augment",
     "RandomScaleCrop": "data.transforms",
     "ScenesDataModule": "data.scenes",

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from mtl_lightning.batch import Batch
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
-from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, ResumableLoader
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
 from mtl_lightning.data.pictures import (
     FilesToPredict,
     OnError,
+    Pictures,
     RowsToPredict,
     Unreadable,
     as_they_are,
@@ -29,11 +31,11 @@ from mtl_lightning.data.pictures import (
     find_pictures,
 )
 from mtl_lightning.data.prepare import Preparation, Prepared
-from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError, MTLError
+from mtl_lightning.inputs import IMAGE, readers
 from mtl_lightning.mixing import Mixing
 from mtl_lightning.tasks.base import Task
 
@@ -104,8 +106,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.configured: list[str] = []
         self.found: set[str] = set()  # tasks of classes whose names are those of the training rows
         self.splits: dict[str, LabelledDataset] = {}
-        self.image = "image"
-        self.chosen: Callable[[], Dataset[Any]] | None = None  # what predict is given instead of the test split
+        self.image = IMAGE
+        self.inputs = [IMAGE]
+        self.chosen: dict[str, str] = {}
+        self.to_predict: Callable[[], Dataset[Any]] | None = None  # instead of the test split
 
     @abstractmethod
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
@@ -126,20 +130,44 @@ class MultiTaskDataModule(pl.LightningDataModule):
         if self.tasks is None:
             if self.trainer is None:
                 raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
-            module: Any = self.trainer.lightning_module
-            self.tasks, self.configured = dict(module.tasks.items()), module.configured
-        if stage == "predict" and self.chosen is not None:
+            self.take(self.trainer.lightning_module)
+        tasks = self.tasks or {}
+        if stage == "predict" and self.to_predict is not None:
             return  # the tasks know from the checkpoint what they learnt
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
             return
-        self.check_balance(self.tasks)
-        found = self.datasets(self.tasks, wanted)
+        self.check_balance(tasks)
+        self.check_inputs(tasks)
+        found = self.datasets(tasks, wanted)
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
                 raise DataError(f"the {split} split is empty; look at the data module's split settings")
         # Other commands than fit are about one split; what the model was trained on may have been other rows than these.
         self.adopt(found, None if stage == "fit" else SPLITS[stage][-1:])
+
+    def take(self, module: Any) -> None:
+        """Learn from the module what the run's tasks are, and which input each reads."""
+        self.tasks, self.configured, self.chosen = dict(module.tasks.items()), module.configured, dict(module.inputs)
+
+    def check_inputs(self, tasks: Mapping[str, Task]) -> dict[str, list[str]]:
+        """The inputs of the data, each with the tasks that read it.
+
+        Raises:
+            ConfigError: ``model.inputs`` names what is no task or no input, or does not say which of several a task reads; or
+                several inputs have no common size.
+        """
+        self.check_names("model.inputs", self.chosen)
+        read = readers(tasks, self.chosen, self.inputs)
+        if len(self.inputs) > 1 and self.image_size is None:
+            raise ConfigError(
+                f"data.init_args.image_size is not set, and there are several inputs ({', '.join(self.inputs)}), whose pictures "
+                "must be of one size: set it"
+            )
+        if taken := [name for name in self.inputs if name in tasks or name in ("id", "size")]:
+            why = "is the name of a task" if taken[0] in tasks else "is a reserved word"
+            raise ConfigError(f"data.init_args.inputs: '{taken[0]}' {why}; rename the input, e.g. {taken[0]}_image")
+        return {name: read.get(name, []) for name in self.inputs}
 
     def adopt(self, splits: Mapping[str, LabelledDataset], shown: Sequence[str] | None = None) -> None:
         """Take splits over, print the label table, and let each task learn if the training split is among them.
@@ -193,12 +221,21 @@ class MultiTaskDataModule(pl.LightningDataModule):
             DataError: there is nothing to predict, or it cannot be read.
             ConfigError: the table has no such column.
         """
-        pictures = find_pictures(inputs, column or self.image)
+        pictures = self.find_pictures(inputs, column)
         if on_error == "raise":
             check_pictures(pictures)
         preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
-        self.chosen = lambda: FilesToPredict(pictures, preparation, on_error)
+        self.to_predict = lambda: FilesToPredict(pictures, preparation, on_error)
         return pictures.note
+
+    def find_pictures(self, inputs: Path, column: str | None) -> Pictures:
+        """The pictures that ``--inputs`` of ``predict`` means.
+
+        Args:
+            inputs: a folder, a CSV or a picture.
+            column: of the CSV; None takes that of the configuration.
+        """
+        return find_pictures(inputs, column or self.image)
 
     def check_names(self, key: str, names: Iterable[str]) -> None:
         """Raise :class:`ConfigError` for a name that is no task, not even one that this run leaves out.
@@ -265,10 +302,9 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _try_transforms(self) -> None:
         """Move one labelled row of each task now: a transform that cannot would else stop the run somewhere in its epoch."""
-        train, transform = self.splits["train"], self.transform(train=True)
-        for row in sorted({int(np.flatnonzero(train.labelled(name))[0]) for name in self.tasks or {}}):
-            with sample_randomness(self.seed or 0, 0, row):
-                transform(train[row])
+        train = self._augmented("train", True)
+        for row in sorted({int(np.flatnonzero(self.splits["train"].labelled(name))[0]) for name in self.tasks or {}}):
+            train[Pick(0, row)]
 
     @rank_zero_only
     def _show_table(self, shown: Sequence[str]) -> None:
@@ -293,12 +329,15 @@ class MultiTaskDataModule(pl.LightningDataModule):
             )
         Console().print(table)
 
+    def _augmented(self, split: str, train: bool, further: int = 0) -> AugmentedDataset:
+        seed = (self.seed or 0) + FURTHER * further
+        return AugmentedDataset(self.splits[split], self.transform(train), seed, self.check_inputs(self.tasks or {}))
+
     def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
-        dataset, seed = self.splits[split], (self.seed or 0) + FURTHER * further
+        dataset, augmented = self.splits[split], self._augmented(split, train, further)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        augmented = AugmentedDataset(dataset, self.transform(train), seed)
         classes = self._classes(dataset) if train else None
-        sampler = EpochSampler(augmented, shuffle=train, seed=seed, replicas=replicas, rank=rank, classes=classes)
+        sampler = EpochSampler(augmented, shuffle=train, seed=augmented.seed, replicas=replicas, rank=rank, classes=classes)
         drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
         return ResumableLoader(
             augmented,
@@ -314,6 +353,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented."""
         return self._loader("train", train=True)
+
+    def first_row(self) -> Batch:
+        """The first training row as evaluation would give it: a batch of one."""
+        loader = self._loader("train", train=False)
+        batch = loader.collate_fn(loader.dataset.__getitems__([Pick(0, 0)]))  # type: ignore[attr-defined]
+        if isinstance(batch, MTLError):
+            raise batch
+        return batch  # type: ignore[no-any-return]
 
     def further_batches(self, number: int) -> FurtherBatches:
         """Batches of the training split in a shuffle of their own, without end, for methods that need several a step.
@@ -333,7 +380,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> "_Batches":
         """What :meth:`take_inputs` was given, or else the rows of the test split, in order and one by one."""
-        rows = self.chosen() if self.chosen else RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0)
+        rows: Dataset[Any]
+        if self.to_predict is not None:
+            rows = self.to_predict()
+        else:
+            rows = RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0, self.inputs)
         return _Batches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
 
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from mtl_lightning.batch import INPUTS, Batch, Collate, TargetSpec
+from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
+from mtl_lightning.data.transforms import each_picture
 from mtl_lightning.errors import DataError, MTLError
+from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
 
 Sample = dict[str, Any]
@@ -87,14 +89,22 @@ class AugmentedDataset(Dataset[Sample]):
 
     Args:
         dataset: the rows as stored.
-        transform: from a stored row to a finished sample.
+        transform: from a stored row with one picture to a finished sample.
         seed: of the augmentation.
+        inputs: the pictures that a row may have, each with the tasks that read it.
     """
 
-    def __init__(self, dataset: LabelledDataset, transform: Callable[[Sample], Sample], seed: int) -> None:
+    def __init__(
+        self,
+        dataset: LabelledDataset,
+        transform: Callable[[Sample], Sample],
+        seed: int,
+        inputs: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.inputs = dict(inputs or {IMAGE: []})
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,9 +112,13 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, pick: Pick) -> Sample:
         sample = self.dataset[pick.row]
         if pick.filler:
-            sample = {key: sample[key] for key in ("id", *INPUTS, "size") if key in sample}
-        with sample_randomness(self.seed, pick.epoch, pick.row + pick.copy * len(self), restore=get_worker_info() is None):
-            return self.transform(sample)
+            sample = {key: sample[key] for key in ("id", "size", *self.inputs) if key in sample}
+
+        def augmented(part: Sample) -> Sample:
+            with sample_randomness(self.seed, pick.epoch, pick.row + pick.copy * len(self), restore=get_worker_info() is None):
+                return self.transform(part)
+
+        return augmented(sample) if len(self.inputs) == 1 else each_picture(sample, self.inputs, augmented)
 
     def __getitems__(self, picks: Sequence[Pick]) -> tuple[Pick, list[Sample]] | MTLError:
         """A batch and its first pick; an error of ours travels as a value, because a worker would wrap it in its traceback."""
@@ -167,7 +181,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            collate_fn=_CollateOrError(Collate(targets), batch_size, sampler, mixing),  # type: ignore[arg-type]
+            collate_fn=_CollateOrError(Collate(targets, list(dataset.inputs)), batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
         )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,13 @@ from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.files import image_mode, image_size, read_image
 from mtl_lightning.data.labels import Labels, Size
 from mtl_lightning.data.loader import ResumableLoader
+from mtl_lightning.data.pictures import Pictures, find_rows
+from mtl_lightning.data.rows import RowPictures
 from mtl_lightning.data.splits import SPLITS, Split, assign
-from mtl_lightning.data.table import Places, Table, Texts, join_tables, read_table
+from mtl_lightning.data.table import Places, Table, join_tables, read_table
 from mtl_lightning.data.verify import check_presence, check_repeats, check_rows, check_values
 from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.inputs import IMAGE
 from mtl_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class ManifestDataset(LabelledDataset):
     Args:
         name: of the split.
         rows: which rows of the manifest.
-        images: the paths of all rows' pictures.
+        pictures: the pictures of all rows.
         labels: per task the labels of all rows.
         places: where the rows came from.
         root: the folder that paths are relative to.
@@ -53,7 +56,7 @@ class ManifestDataset(LabelledDataset):
         self,
         name: str,
         rows: np.ndarray,
-        images: Texts,
+        pictures: RowPictures,
         labels: Mapping[str, Labels],
         places: Places,
         root: str,
@@ -64,7 +67,8 @@ class ManifestDataset(LabelledDataset):
     ) -> None:
         self.name = name
         self.rows = rows
-        self.ids = Texts(images[row] for row in rows.tolist())
+        self.pictures = pictures.some(rows)
+        self.ids = self.pictures.names
         self.labels = dict(labels)
         self.places = places
         self.root = root
@@ -86,10 +90,10 @@ class ManifestDataset(LabelledDataset):
 
     def targets(self, task: str, rows: Sequence[int]) -> Iterator[Tensor]:
         """Finished targets; opens the labels' files, and of pictures the headers alone where the label is a box."""
-        labels = self.labels[task]
+        labels, read = self.labels[task], self.pictures.of(task)
         for index in rows:
             try:
-                size = image_size(self.root, self.ids[index]) if labels.needs_size else None
+                size = image_size(self.root, read[index]) if labels.needs_size else None
                 target = labels.finished(labels.stored(int(self.rows[index]), size))
             except DataError as error:
                 if self.black is None:
@@ -99,10 +103,10 @@ class ManifestDataset(LabelledDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            sample = self._image(index)
+            sample = self._images(index)
             for task, labels in self.labels.items():
                 if labels.labelled[self.rows[index]]:
-                    sample[task] = self._label(index, task, labels, sample["size"])
+                    sample[task] = self._label(index, task, labels, tuple(sample[self.pictures.read(task)].shape[-2:]))
         except DataError as error:
             if self.black is None:
                 raise
@@ -122,31 +126,38 @@ class ManifestDataset(LabelledDataset):
         found = Examined(problems=list(self.noted.get(row, ())), stops=self.stopping is not None and bool(self.stopping[row]))
         if not self.ids[index]:
             return found
-        try:
-            found.size = self._image(index)["size"]
-            found.mode = image_mode(self.root, self.ids[index])
-        except DataError as error:
-            found.problems.append(str(error).removeprefix(f"{self.where(index)}: "))
+        sizes: dict[str, Size] = {}
+        for name in self.pictures.given(index):
+            try:
+                sizes[name] = tuple(self._image(index, name).shape[-2:])
+                found.mode = found.mode or image_mode(self.root, self.pictures.texts[name][index])
+            except DataError as error:
+                found.problems.append(str(error).removeprefix(f"{self.where(index)}: "))
+        found.size = next(iter(sizes.values()), None)
         for task, labels in self.labels.items():
-            if not labels.labelled[row] or (labels.needs_size and found.size is None):
+            size = sizes.get(self.pictures.read(task))
+            if not labels.labelled[row] or (labels.needs_size and size is None):
                 continue
             try:
-                found.targets[task] = labels.finished(self._label(index, task, labels, found.size))
+                found.targets[task] = labels.finished(self._label(index, task, labels, size))
                 tasks[task].check(found.targets[task], self.where(index))
             except DataError as error:
                 found.problems.append(f"{self.ids[index]}{str(error).removeprefix(self.where(index))}")
         return found
 
-    def _image(self, index: int) -> dict[str, Any]:
+    def _images(self, index: int) -> dict[str, Any]:
+        images = {name: self._image(index, name) for name in self.pictures.given(index)}
+        return {"id": self.ids[index], "size": tuple(next(iter(images.values())).shape[-2:]), **images}
+
+    def _image(self, index: int, name: str) -> tv_tensors.Image:
+        def decode() -> Tensor:
+            image: Tensor = read_image(self.root, self.pictures.texts[name][index], self.channels)
+            return image
+
         try:
-            image = self._decode(index) if self.kept is None else self.kept.read(index, lambda: self._decode(index))
+            return tv_tensors.Image(decode() if self.kept is None else self.kept.read(self.pictures.place(name, index), decode))
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
-        return {"id": self.ids[index], "image": tv_tensors.Image(image), "size": tuple(image.shape[-2:])}
-
-    def _decode(self, index: int) -> Tensor:
-        image: Tensor = read_image(self.root, self.ids[index], self.channels)
-        return image
 
     def _label(self, index: int, task: str, labels: Labels, size: Size | None) -> Tensor:
         try:
@@ -158,7 +169,7 @@ class ManifestDataset(LabelledDataset):
         with suppress(DataError):  # the size that was given must do where the picture's header is broken, too
             size = image_size(self.root, self.ids[index])
         picture = tv_tensors.Image(torch.zeros(self.channels, *size, dtype=torch.uint8))
-        return {"id": self.ids[index], "image": picture, "size": size}
+        return {"id": self.ids[index], self.pictures.given(index)[0]: picture, "size": size}
 
 
 class ManifestDataModule(MultiTaskDataModule):
@@ -172,6 +183,8 @@ class ManifestDataModule(MultiTaskDataModule):
         root: the folder that holds the files; all paths are relative to it and stay below it, with ``/`` or ``\``.
         manifest: the CSV (UTF-8, comma separated, with a header) or ``.parquet`` file; null where ``split.files`` names them.
         image: the column of the pictures' paths.
+        inputs: several pictures a row, in place of ``image``: input → column of the paths. An empty cell is a missing picture; a
+            row has one at least, and no label of a task whose picture (``model.inputs``) it lacks.
         columns: task → column, list of columns, or a :class:`~mtl_lightning.data.columns.Column`; a task that is not named
             here takes the column of its own name.
         split: see :class:`~mtl_lightning.data.splits.Split`.
@@ -199,9 +212,12 @@ class ManifestDataModule(MultiTaskDataModule):
         verify: int = 2000,
         duplicates: Literal["error", "allow"] = "error",
         cache: ImageCache | None = None,
+        inputs: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if inputs is not None and (not inputs or image != IMAGE):
+            raise ConfigError("data.init_args: give image, the column of one picture a row, or inputs, the columns of several")
         self.root = os.path.expanduser(root)
         self.split = split if split is not None else Split()
         self.split.check()
@@ -210,7 +226,9 @@ class ManifestDataModule(MultiTaskDataModule):
         if verify < 0:
             raise ConfigError(f"data.init_args.verify is {verify}, expected 0 or more")
         self.manifests = [manifest] if manifest is not None else list((self.split.files or {}).values())
-        self.image = image
+        self.sources = {IMAGE: image} if inputs is None else dict(inputs)
+        self.inputs = list(self.sources)
+        self.image = " or ".join(self.sources.values())
         self.columns = dict(columns or {})
         self.on_error = on_error
         self.verify = verify
@@ -224,21 +242,22 @@ class ManifestDataModule(MultiTaskDataModule):
         self.check_names("data.init_args.columns", self.columns)
         table = self._read()
         codes = assign(self.split, table, self.image)
-        places, images = table.places, table.texts(self.image)
+        places, pictures = table.places, self._pictures(table, tasks)
         repeats = Faults(places, len(table))
-        check_repeats(images, codes, SPLITS, self.duplicates == "allow", repeats)
+        check_repeats(list(pictures.texts.values()), codes, SPLITS, self.duplicates == "allow", repeats)
         if repeats.bad.any():
             raise DataError(f"pictures that are there more than once, {repeats.report()}")
         faults = Faults(places, len(table))
-        labels = self._labels(tasks, table, codes, images, faults)
-        check_presence(self.root, f"column '{self.image}'", images, faults)
+        labels = self._labels(tasks, table, codes, pictures, faults)
+        for name, column in self.sources.items():
+            check_presence(self.root, f"column '{column}'", pictures.texts[name], faults)
         for name, task_labels in labels.items():
             if task_labels.texts is not None:
                 check_presence(self.root, f"task '{name}'", task_labels.texts, faults)
-        check_values(tasks, labels, images, faults)
+        check_values(tasks, labels, pictures.names, faults)
 
         def part(name: str, rows: np.ndarray) -> ManifestDataset:
-            return ManifestDataset(name, rows, images, labels, places, self.root, self.channels, self._black())
+            return ManifestDataset(name, rows, pictures, labels, places, self.root, self.channels, self._black())
 
         wanted = np.isin(codes, [SPLITS.index(split) for split in splits])
         drawn = part("checked", self._drawn(np.flatnonzero(wanted & ~faults.bad)))
@@ -255,19 +274,29 @@ class ManifestDataModule(MultiTaskDataModule):
         self.check_names("data.init_args.columns", self.columns)
         table = self._read()
         faults = Faults(table.places, len(table), every=True)
-        codes, images = assign(self.split, table, self.image, faults), table.texts(self.image)
+        codes, pictures = assign(self.split, table, self.image, faults), self._pictures(table, tasks)
         names = (*SPLITS, "no split")
-        check_repeats(images, codes, names, self.duplicates == "allow", faults)
+        check_repeats(list(pictures.texts.values()), codes, names, self.duplicates == "allow", faults)
         stopping = faults.bad.copy()
-        labels = self._labels(tasks, table, codes, images, faults)
+        labels = self._labels(tasks, table, codes, pictures, faults)
         parts = {name: np.flatnonzero(codes == code) for name, code in zip(names, (0, 1, 2, -1), strict=True)}
-        rest = (images, labels, table.places, self.root, self.channels, self._black(), faults.by_row(), stopping)
+        rest = (pictures, labels, table.places, self.root, self.channels, self._black(), faults.by_row(), stopping)
         return {name: ManifestDataset(name, rows, *rest) for name, rows in parts.items() if len(rows)}
 
+    def find_pictures(self, inputs: Path, column: str | None) -> Pictures:
+        """The pictures that ``--inputs`` of ``predict`` means; of several inputs, the rows of a CSV."""
+        if self.inputs == [IMAGE]:
+            return super().find_pictures(inputs, column)
+        if column is not None:
+            raise ConfigError(
+                f"--column {column}: the run reads several pictures a row, whose columns data.init_args.inputs names"
+            )
+        return find_rows(inputs, self.sources)
+
     def _labels(
-        self, tasks: Mapping[str, Task], table: Table, codes: np.ndarray, images: Texts, faults: Faults
+        self, tasks: Mapping[str, Task], table: Table, codes: np.ndarray, pictures: RowPictures, faults: Faults
     ) -> dict[str, Labels]:
-        faults.add_all(np.flatnonzero(~images.filled), lambda _: f"column '{self.image}': there is no picture")
+        faults.add_all(np.flatnonzero(~pictures.names.filled), lambda _: f"column '{self.image}': there is no picture")
         labels = {}
         for name, task in tasks.items():
             task.name = name
@@ -275,7 +304,21 @@ class ManifestDataModule(MultiTaskDataModule):
             if task.names is None and task.kind == "class":
                 self.found.add(name)
             labels[name] = read_labels(task, column, table, self.root, codes, faults, name in self.found)
+            lacking = labels[name].labelled & pictures.names.filled & ~pictures.of(name).filled
+            faults.add_all(np.flatnonzero(lacking), self._lacking(name, pictures.read(name)))
         return labels
+
+    def _lacking(self, task: str, read: str) -> Callable[[int], str]:
+        words = (
+            f"task '{task}' has a label, but column '{self.sources[read]}' is empty, which has the input {read} that the task "
+            f"reads (model.inputs.{task})"
+        )
+        return lambda _: words
+
+    def _pictures(self, table: Table, tasks: Mapping[str, Task]) -> RowPictures:
+        read = {task: name for name, readers in self.check_inputs(tasks).items() for task in readers}
+        texts = {name: table.texts(column) for name, column in self.sources.items()}
+        return RowPictures(texts, table.texts(self.image), read)
 
     def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
         dataset = self.splits[split]
@@ -284,14 +327,14 @@ class ManifestDataModule(MultiTaskDataModule):
         if self.cache is not None and training and isinstance(dataset, ManifestDataset) and dataset.kept is None:
             processes = self.trainer.num_devices if self.trainer is not None else 1
             used = [part.kept.plan.nbytes for part in self.splits.values() if isinstance(part, ManifestDataset) and part.kept]
-            dataset.kept = keep(self.cache, split, processes, self.root, dataset.ids, self.channels, sum(used))
+            dataset.kept = keep(self.cache, split, processes, self.root, dataset.pictures.files, self.channels, sum(used))
         return super()._loader(split, train, further)
 
     def _read(self) -> Table:
         tables = [read_table(Path(self.root) / name, name) for name in self.manifests]
         table = join_tables(tables) if len(tables) > 1 else tables[0]
-        table.need([self.image], "data.init_args.image")
-        return table
+        table.need(list(self.sources.values()), "data.init_args." + ("image" if self.inputs == [IMAGE] else "inputs"))
+        return table.with_first(list(self.sources.values()), self.image)
 
     def _black(self) -> Size | None:
         if self.on_error == "raise":

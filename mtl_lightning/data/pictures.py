@@ -1,7 +1,7 @@
 """Pictures to predict: a folder, a manifest, one file, or the rows of a split. No labels are read from files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.files import image_mode
-from mtl_lightning.data.prepare import Preparation, Prepared
+from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
 from mtl_lightning.errors import DataError, MTLError
+from mtl_lightning.inputs import IMAGE
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jp2")
 """What files in a folder are taken for pictures."""
@@ -41,11 +42,13 @@ class Pictures(NamedTuple):
         names: what results call them: the path within the folder, or the manifest's cell.
         paths: of the files.
         note: what was left out of a folder, in a line; empty if nothing was.
+        rows: where a row has several pictures, their paths by input; ``names`` are then those of the first.
     """
 
     names: list[str]
     paths: list[str]
     note: str = ""
+    rows: Sequence[Mapping[str, str]] = ()
 
 
 def find_pictures(inputs: Path, column: str = "image") -> Pictures:
@@ -76,6 +79,34 @@ def find_pictures(inputs: Path, column: str = "image") -> Pictures:
     return Pictures(names, [os.path.join(inputs.parent, name.replace("\\", "/")) for name in names])
 
 
+def find_rows(inputs: Path, columns: Mapping[str, str]) -> Pictures:
+    """List the rows of several pictures that ``--inputs`` means.
+
+    Args:
+        inputs: a CSV or Parquet file, whose paths are relative to it; an empty cell is no picture.
+        columns: input → column.
+
+    Raises:
+        DataError: there is no such file, or a row without any picture.
+        ConfigError: a column is missing.
+    """
+    if not inputs.is_file() or inputs.suffix.lower() not in TABLES:
+        raise DataError(
+            f"--inputs {inputs}: the run reads several pictures a row; give a CSV with the columns {', '.join(columns.values())}"
+        )
+    table = read_table(inputs, inputs.name)
+    table.need(list(columns.values()), "data.init_args.inputs")
+    texts = {name: table.texts(column) for name, column in columns.items()}
+    rows = [{name: cells[row] for name, cells in texts.items() if cells[row]} for row in range(len(table))]
+    empty = [table.places.where(row) for row, found in enumerate(rows) if not found]
+    if empty or not rows:
+        problem = f"there is no picture in {_some(empty)}" if rows else "the table has no row"
+        raise DataError(f"--inputs {inputs}: {problem}; fill it, or remove the row")
+    paths = [{name: os.path.join(inputs.parent, text.replace("\\", "/")) for name, text in found.items()} for found in rows]
+    names = [next(iter(found.values())) for found in rows]
+    return Pictures(names, [next(iter(found.values())) for found in paths], rows=paths)
+
+
 def _in_folder(folder: Path) -> Pictures:
     names: list[str] = []
     others: list[str] = []
@@ -101,11 +132,12 @@ def _in_folder(folder: Path) -> Pictures:
 def check_pictures(pictures: Pictures) -> None:
     """Raise :class:`DataError` naming every file that is missing or has no picture's header."""
     bad = []
-    for name, path in zip(pictures.names, pictures.paths, strict=True):
-        try:
-            image_mode(*os.path.split(path))
-        except DataError as error:
-            bad.append(f"  {name}: {error}")
+    for name, paths in zip(pictures.names, pictures.rows or [{"": path} for path in pictures.paths], strict=True):
+        for path in paths.values():
+            try:
+                image_mode(*os.path.split(path))
+            except DataError as error:
+                bad.append(f"  {name}: {error}")
     if bad:
         more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         count = "one picture that cannot" if len(bad) == 1 else f"{len(bad)} pictures that cannot"
@@ -133,7 +165,10 @@ class FilesToPredict(Dataset[Prepared | Unreadable | MTLError]):
         name = self.pictures.names[index]
         try:
             with sample_randomness(0, 0, index):
-                return self.preparation.read(self.pictures.paths[index], name)
+                if not self.pictures.rows:
+                    return self.preparation.read(self.pictures.paths[index], name)
+                paths = self.pictures.rows[index]
+                return together(name, {read: self.preparation.read(path, name) for read, path in paths.items()})
         except DataError as error:
             if self.on_error == "raise":
                 return DataError(f"{error}; mend or remove it, or leave such pictures out with --on_error skip")
@@ -147,10 +182,17 @@ class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
         dataset: the split.
         preparation: as in evaluation.
         seed: of transforms that draw, as in evaluation.
+        inputs: names of the pictures that a row may have.
     """
 
-    def __init__(self, dataset: LabelledDataset, preparation: Preparation | TextPreparation, seed: int) -> None:
-        self.dataset, self.preparation, self.seed = dataset, preparation, seed
+    def __init__(
+        self,
+        dataset: LabelledDataset,
+        preparation: Preparation | TextPreparation,
+        seed: int,
+        inputs: Sequence[str] = (IMAGE,),
+    ) -> None:
+        self.dataset, self.preparation, self.seed, self.inputs = dataset, preparation, seed, list(inputs)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -158,10 +200,16 @@ class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
     def __getitem__(self, index: int) -> Prepared | PreparedText | Unreadable | MTLError:
         try:
             sample: dict[str, Any] = self.dataset[index]
-            with sample_randomness(self.seed, 0, index):
+            if isinstance(self.preparation, TextPreparation):
                 return self.preparation.sample(sample)
+            found = {name: self._prepare(self.preparation, sample, name, index) for name in self.inputs if name in sample}
+            return together(str(sample["id"]), found) if len(self.inputs) > 1 else found[self.inputs[0]]
         except MTLError as error:
             return error
+
+    def _prepare(self, preparation: Preparation, sample: Mapping[str, Any], name: str, index: int) -> Prepared:
+        with sample_randomness(self.seed, 0, index):
+            return preparation.prepare(sample[name], str(sample["id"]))
 
 
 def as_they_are(items: list[Any]) -> list[Any]:

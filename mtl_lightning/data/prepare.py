@@ -18,6 +18,7 @@ from mtl_lightning.errors import DataError
 from mtl_lightning.forms import PictureForm
 from mtl_lightning.forms import Size as ExportSize
 from mtl_lightning.frame import Frame
+from mtl_lightning.inputs import IMAGE
 
 FRAME = "_frame"
 GRID = 33
@@ -34,18 +35,38 @@ class Prepared(NamedTuple):
         id: its name.
         image: float32 [C, H, W] in 0..1.
         frame: where that is in the stored picture.
-        text: None, as it is no text.
+        inputs: several pictures of one row by input, of which this is the first; None where there is one.
     """
 
     id: str
     image: Tensor
     frame: Frame
-    text: None = None
+    inputs: Mapping[str, "Prepared"] | None = None
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What the network reads, without the batch dimension."""
-        return {"image": self.image}
+    def input(self) -> str:
+        """Where the network reads it, if there is one input."""
+        return IMAGE
+
+    @property
+    def tensor(self) -> Tensor:
+        """What the network reads."""
+        return self.image
+
+    @property
+    def text(self) -> None:
+        """It is none."""
+        return None
+
+    def seen_by(self, task: str, reads: Mapping[str, str]) -> "Prepared | None":
+        """What a task reads of it; None where the row lacks that."""
+        return self.inputs.get(reads[task]) if self.inputs else self
+
+
+def together(name: str, inputs: Mapping[str, Prepared]) -> Prepared:
+    """One row of several pictures."""
+    first = next(iter(inputs.values()))
+    return Prepared(name, first.image, first.frame, dict(inputs))
 
 
 class Preparation:
@@ -57,8 +78,6 @@ class Preparation:
         channels: 1 or 3.
     """
 
-    input = "image"
-
     def __init__(
         self, transforms: Sequence[Transform] = (), image_size: int | Sequence[int] | None = None, channels: int = 3
     ) -> None:
@@ -67,16 +86,29 @@ class Preparation:
         self.channels = channels
         self._transform = compose(self.transforms, image_size)
 
-    def take(self, item: Any, number: int) -> Prepared:
-        """Prepare a path or a picture in memory, the number-th that was given; raises :class:`DataError` where it is neither."""
+    def take(self, item: Any, number: int, known: Sequence[str] = (IMAGE,)) -> Prepared:
+        """Prepare what is given to predict.
+
+        Args:
+            item: a path or a picture in memory; of a model of several inputs a dict of these, which may lack some.
+            number: of the item, for its name.
+            known: the inputs of the model.
+
+        Raises:
+            DataError: it is neither, or cannot be read.
+        """
+        name = f"picture {number}"
+        if list(known) == [IMAGE]:
+            return self._take(item, name)
+        if not isinstance(item, Mapping) or not item or not set(item) <= set(known):
+            given = f"a dict of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+            raise DataError(f"{name} is {given}; give a dict of one or several of its inputs: {', '.join(known)}")
+        return together(name, {read: self._take(picture, name) for read, picture in item.items()})
+
+    def _take(self, item: Any, name: str) -> Prepared:
         if isinstance(item, str | os.PathLike):
             return self.read(item)
-        name = f"picture {number}"
         return self.prepare(as_image(item, self.channels, name), name)
-
-    def sample(self, sample: Mapping[str, Any]) -> Prepared:
-        """Prepare a row of a data set."""
-        return self.prepare(sample["image"], str(sample["id"]))
 
     def form(self, size: ExportSize | None) -> PictureForm:
         """What an exported model reads; None takes the size of the run."""

@@ -103,6 +103,15 @@ class Table:
                 has = ", ".join(self.columns)
                 raise ConfigError(f"{key}: {self.places.name} has no column '{column}'; its columns are {has}")
 
+    def with_first(self, columns: Sequence[str], name: str) -> "Table":
+        """The table with a column more: in each row the first of some cells that is not empty."""
+        if list(columns) == [name]:
+            return self
+        first = self._cells(columns[0])
+        for column in columns[1:]:
+            first = first.where(first != "", self._cells(column))
+        return Table(self.frame.assign(**{name: first}), self.places, self.exact)
+
     def _cells(self, column: str) -> "pd.Series[str]":
         cells: pd.Series[str] = self.frame[column].str.strip()
         return cells

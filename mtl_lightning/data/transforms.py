@@ -4,7 +4,7 @@ Labels that are pictures are :mod:`mtl_lightning.data.tv` tensors and move with 
 pass untouched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -98,6 +98,23 @@ def _run(transforms: list[Transform], resize: v2.Resize | None, sample: dict[str
     if resize is not None and F.get_size(_image(sample)) != resize.size:
         sample = resize(sample)
     return finish(sample)
+
+
+def each_picture(sample: dict[str, Any], inputs: Mapping[str, Sequence[str]], transform: Transform) -> dict[str, Any]:
+    """Transform each picture of a sample by itself, together with the labels of the tasks that read it.
+
+    Args:
+        sample: with the pictures under the inputs' names.
+        inputs: name → tasks that read it.
+        transform: for a sample with one ``image``.
+    """
+    about: dict[str, Any] = {key: value for key, value in sample.items() if key in ("id", "size")}
+    finished = dict(about)
+    for name, tasks in inputs.items():
+        if name in sample:
+            part = transform(about | {"image": sample[name]} | {task: sample[task] for task in tasks if task in sample})
+            finished |= {name if key == "image" else key: value for key, value in part.items()}
+    return finished
 
 
 def finish(sample: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,19 @@ def _strays(folder: str, ignored: Ignored) -> None:
                 ignored.others[ending] += 1
 
 
+def class_pictures(folder: str, ignored: Ignored) -> Iterator[tuple[str, str]]:
+    """Path and class of each picture below the class folders of a folder, in order.
+
+    Args:
+        folder: whose folders are classes.
+        ignored: counts what is no picture of a class.
+    """
+    _strays(folder, ignored)
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")):
+        for path in _pictures(os.path.join(folder, name), ignored):
+            yield path, name
+
+
 def _pictures(folder: str, ignored: Ignored) -> Iterator[str]:
     been: set[str] = set()  # links may lead in a circle
     for place, folders, files in os.walk(folder, followlinks=True):

@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,18 +16,18 @@ from mtl_lightning.errors import DataError
 from mtl_lightning.tasks.base import Task
 
 
-def check_repeats(images: Texts, splits: np.ndarray, names: tuple[str, ...], allowed: bool, faults: Faults) -> None:
-    """Note rows whose picture another row has.
+def check_repeats(pictures: Sequence[Texts], splits: np.ndarray, names: tuple[str, ...], allowed: bool, faults: Faults) -> None:
+    """Note rows that have a picture of another row.
 
     Args:
-        images: [N] the pictures' paths.
+        pictures: [N] the pictures' paths, of one input after the other.
         splits: [N] the index of each row's split.
         names: of the splits.
         allowed: whether rows of one split may share a picture; rows of different splits never may.
         faults: takes the later row of each pair.
     """
     seen: dict[str, int] = {}
-    for row, text in enumerate(images):
+    for row, text in ((row, text) for images in pictures for row, text in enumerate(images)):
         key = text.replace("\\", "/")
         if "./" in key or "//" in key:
             key = posixpath.normpath(key)

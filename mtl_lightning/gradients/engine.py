@@ -15,9 +15,9 @@ from mtl_lightning.gradients.cut import Cut
 from mtl_lightning.gradients.held import Gradients, Held, gradient_of, write
 from mtl_lightning.gradients.rows import Rows, combine, flat, gramian_of, spread
 from mtl_lightning.gradients.sharing import Sharing
-from mtl_lightning.gradients.still import still
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses, Reduce
+from mtl_lightning.still import still
 from mtl_lightning.weighting import GradientWeighting, Weighting
 
 SMALL = 1e-3

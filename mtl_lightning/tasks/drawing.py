@@ -46,6 +46,17 @@ def _frame(axes: Axes, image: Tensor, ground: str) -> None:
         spine.set(color="#d0d7de", linewidth=0.6)
 
 
+def show_nothing(axes: Axes, image: Tensor) -> None:
+    """An empty cell in the place of a picture that a sample lacks.
+
+    Args:
+        axes: where.
+        image: of the sample's size, for the frame.
+    """
+    _frame(axes, image, "#ffffff")
+    axes.text(0.5, 0.5, "no picture", ha="center", va="center", transform=axes.transAxes, color=GREY, fontsize=SIZES[1])
+
+
 def show_image(axes: Axes, image: Tensor, dim: float = 0.0) -> None:
     """Show a picture in the middle of a square cell, without ticks.
 

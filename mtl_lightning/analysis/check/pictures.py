@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 
 from mtl_lightning.analysis.check.tallies import Shares, Tally
 from mtl_lightning.analysis.figures import plain, save
-from mtl_lightning.analysis.pictures import cells, legend
+from mtl_lightning.analysis.pictures import cells, draw_task, legend, take_row
 from mtl_lightning.batch import Batch
-from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_input
+from mtl_lightning.tasks.drawing import short, show_input, show_nothing
 
 WIDE = 14
 """Cells side by side, where several samples fit."""
@@ -26,7 +25,9 @@ COLORS = {"train": "#0969da", "val": "#bf8700", "test": "#1a7f37"}
 
 
 @plain
-def contact_sheet(batches: Sequence[Batch], tasks: Mapping[str, Task], number: int, path: Path) -> int:
+def contact_sheet(
+    batches: Sequence[Batch], tasks: Mapping[str, Task], number: int, path: Path, reads: Mapping[str, str] | None = None
+) -> int:
     """Samples as the network gets them, each with the labels it has; gives how many there are.
 
     Args:
@@ -34,9 +35,11 @@ def contact_sheet(batches: Sequence[Batch], tasks: Mapping[str, Task], number: i
         tasks: a column each.
         number: of samples at most.
         path: the PNG.
+        reads: task → input, where there are several; each has a cell.
     """
     places = [(batch, row) for batch in batches for row in range(len(batch))][:number]
-    width = 1 + len(tasks)
+    pictures = len(batches[0].inputs) if reads else 1
+    width = pictures + len(tasks)
     blocks = max(1, min(WIDE // width, len(places)))
     lines = -(-len(places) // blocks)
     # A thin empty column after each sample.
@@ -46,26 +49,32 @@ def contact_sheet(batches: Sequence[Batch], tasks: Mapping[str, Task], number: i
     for position, (batch, row) in enumerate(places):
         line, block = divmod(position, blocks)
         start = block * (width + 1)
-        _draw_sample(axes[line, start : start + width].tolist(), batch, row, tasks)
-    for column in range(1, width):
+        _draw_sample(axes[line, start : start + width].tolist(), batch, row, tasks, reads)
+    for column in range(pictures, width):
         legend(axes[:, column :: width + 1].flat, axes[-1, column])
     save(axes[0, 0].figure, path)
     return len(places)
 
 
-def _draw_sample(cells: Sequence[Axes], batch: Batch, row: int, tasks: Mapping[str, Task]) -> None:
+def _draw_sample(
+    cells: Sequence[Axes], batch: Batch, row: int, tasks: Mapping[str, Task], reads: Mapping[str, str] | None
+) -> None:
     height, width = batch.extent(row)
-    image = batch.inputs["image"][row, :, :height, :width] if "image" in batch.inputs else blank()
+    taken = take_row(batch, {}, tasks, row, reads)
+    shown = [taken.inputs.get(name) for name in batch.inputs] if taken.reads else [taken.image]
     for cell in cells:
         cell.axis("on")
-    show_input(cells[0], image, batch.texts[row] if batch.texts else None)
+    for cell, image, name in zip(cells, shown, batch.inputs, strict=False):
+        if image is None:
+            show_nothing(cell, taken.image)
+        else:
+            show_input(cell, image, taken.text)
+        cell.set_title(name, fontsize=7)
     size = f"{width} words" if batch.texts else f"{width} x {height}"
     cells[0].set_title(f"{short(batch.ids[row])}\n{size}", fontsize=7)
-    for cell, (task_name, task) in zip(cells[1:], tasks.items(), strict=True):
-        target = batch.targets[task_name][row]
-        target = target[..., :height, :width] if task.target.dense else target
-        task.draw(cell, image, None, target if bool(batch.labelled[task_name][row]) else None)
-        cell.set_title(task_name, fontsize=7)
+    for cell, (name, task) in zip(cells[len(shown) :], tasks.items(), strict=True):
+        draw_task(cell, name, task, taken, predicted=False)
+        cell.set_title(name, fontsize=7)
         cell.set_xticks([])
         cell.set_yticks([])
 

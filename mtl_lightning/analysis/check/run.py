@@ -12,6 +12,8 @@ from mtl_lightning.analysis.check import page
 from mtl_lightning.analysis.check.pictures import contact_sheet, distributions
 from mtl_lightning.analysis.check.step import StepCost, measure
 from mtl_lightning.analysis.check.survey import Survey, survey
+from mtl_lightning.analysis.model_summary import ModelSummary
+from mtl_lightning.analysis.model_tables import model_page, show_network
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.monitor import check_tunable
 from mtl_lightning.storage import replace_text, writing
@@ -36,7 +38,8 @@ def check(trainer: Trainer, module: Any, datamodule: Any, pictures: int, shown: 
     """
     folder = Path(trainer.default_root_dir)
     tasks: dict[str, Task] = dict(module.tasks.items())
-    datamodule.tasks, datamodule.configured = tasks, module.configured
+    datamodule.take(module)
+    datamodule.check_inputs(tasks)
     found = survey(datamodule.examined(tasks), tasks)
     report = Report(folder, found, tasks, shown, datamodule.on_error == "skip" and not found.stopping)
     report.data(datamodule.image_size is not None)
@@ -88,7 +91,7 @@ def _sheet(datamodule: Any, tasks: Mapping[str, Task], number: int, folder: Path
         if len(batches) >= math.ceil(number / max(1, datamodule.batch_size)):
             break
     with writing(folder, THEN):
-        drawn = contact_sheet(batches, tasks, number, folder / "contact_sheet.png")
+        drawn = contact_sheet(batches, tasks, number, folder / "contact_sheet.png", datamodule.chosen)
     return (
         f"The first {drawn} of the first epoch, after `train_transforms` and `image_size`.\n\n![contact sheet](contact_sheet.png)"
     )
@@ -109,6 +112,7 @@ class Report:
         self.folder, self.found, self.tasks, self.shown, self.skip = folder, found, tasks, shown, skip
         self._parts: list[str] = [f"# {folder.name}", self.verdict]
         self._lines: list[str] = []
+        self._network: ModelSummary | None = None
 
     @property
     def verdict(self) -> str:
@@ -142,8 +146,11 @@ class Report:
         self._lines += [f"note: {note}" for note in notes]
 
     def cost(self, cost: StepCost) -> None:
-        """The section about the network."""
-        self.add("Network and training step", page.cost_tables(cost))
+        """The sections about the network and its training."""
+        if cost.network is not None:
+            self.add("Network", f"{model_page(cost.network)}\n\n![model](model.png)")
+            self._network = cost.network
+        self.add("Training step", page.cost_tables(cost))
         peak = "" if cost.peak is None else f" Peak memory {cost.peak / 2**20:.0f} MiB."
         total = sum(size for size, _ in cost.parameters.values())
         self._lines.append(f"{total:,} parameters. {page.speed(cost)}{peak}")
@@ -157,4 +164,6 @@ class Report:
 
     def show(self) -> None:
         """On the screen."""
+        if self._network is not None:
+            show_network(self._network, f"{self.folder.name}: the network")
         print("\n".join([self.verdict, *self._lines, f"The report is {self.folder / 'report.md'}"]), flush=True)

@@ -15,6 +15,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mtl_lightning.analysis.model_summary import ModelSummary
+from mtl_lightning.analysis.network import summary_of, write_network
+
 STEPS = 6
 """Steps at most: the first warms up, the second counts memory, the others are timed."""
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -36,6 +39,7 @@ class StepCost:
         waiting: median of the time until the next batch was there.
         timed: steps behind the medians; 0 if only the first, slow one could be taken.
         bytes: of the weights, gradients, the optimizer's state, what the forward pass keeps for the backward pass, the batch.
+        network: parameters and FLOPs by who uses them.
         peak: CUDA: the most that tensors took; CPU: growth of the process's resident memory; None if not known.
     """
 
@@ -47,6 +51,7 @@ class StepCost:
     timed: int = 0
     bytes: dict[str, int] = field(default_factory=dict)
     peak: int | None = None
+    network: ModelSummary | None = None
 
 
 def measure(trainer: Trainer, module: pl.LightningModule, datamodule: pl.LightningDataModule) -> StepCost:
@@ -71,6 +76,9 @@ class StepProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:
         """Count parameters and start the meters."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.cost.network = summary_of(pl_module, data)
+        write_network(self.cost.network, pl_module, data, Path(trainer.default_root_dir))
         device = pl_module.device
         self.cost.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         self.cost.parameters = {name: _size(part) for name, part in _parts(pl_module).items()}

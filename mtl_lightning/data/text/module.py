@@ -16,6 +16,7 @@ from mtl_lightning.data.transforms import Transform
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.encoders.text import TextEncoder
 from mtl_lightning.errors import ConfigError
+from mtl_lightning.inputs import TEXT
 from mtl_lightning.tasks.base import Task
 
 
@@ -61,6 +62,7 @@ class TextDataModule(MultiTaskDataModule):
             drop_last=drop_last,
             balance=balance,
         )
+        self.inputs = [TEXT]
         self.options = tokenizer if tokenizer is not None else TokenizerOptions()
         self.options.check()
         if not 0 <= word_dropout < 1:
@@ -148,7 +150,7 @@ class TextDataModule(MultiTaskDataModule):
     def take_inputs(self, inputs: Path, column: str | None, on_error: OnError) -> str:
         """Let ``predict`` be about the texts in a file: its lines, or a column of a table."""
         given = find_texts(inputs, column or self.column, on_error)
-        self.chosen = lambda: TextsToPredict(given, self.preparation())
+        self.to_predict = lambda: TextsToPredict(given, self.preparation())
         return given.note
 
 

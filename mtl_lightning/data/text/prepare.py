@@ -1,6 +1,6 @@
 """From a text to what the network sees of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from mtl_lightning.data.text.tokens import Tokenizer
 from mtl_lightning.errors import DataError
 from mtl_lightning.forms import Size, TextForm
 from mtl_lightning.frame import Frame
+from mtl_lightning.inputs import TEXT
 
 
 def blank() -> Tensor:
@@ -31,9 +32,23 @@ class PreparedText(NamedTuple):
     ids: Tensor
 
     @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What the network reads, without the batch dimension."""
-        return {"text": self.ids}
+    def input(self) -> str:
+        """Where the network reads it."""
+        return TEXT
+
+    @property
+    def tensor(self) -> Tensor:
+        """What the network reads."""
+        return self.ids
+
+    @property
+    def inputs(self) -> None:
+        """There is one."""
+        return None
+
+    def seen_by(self, task: str, reads: Mapping[str, str]) -> "PreparedText":
+        """What a task reads of it."""
+        return self
 
     @property
     def image(self) -> Tensor:
@@ -53,13 +68,11 @@ class TextPreparation:
         tokenizer: learnt from the training texts.
     """
 
-    input = "text"
-
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def take(self, item: Any, number: int) -> PreparedText:
-        """Prepare a text, the number-th that was given; raises :class:`DataError` where it is none."""
+    def take(self, item: Any, number: int, known: Sequence[str] = ()) -> PreparedText:
+        """Prepare a text, the number-th that was given; raises :class:`DataError` where it is none. It is the one input."""
         if not isinstance(item, str):
             raise DataError(f"text {number} is a {type(item).__name__}, expected a string: this model reads texts")
         return self.prepare(item, f"text {number}")

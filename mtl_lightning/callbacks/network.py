@@ -1,0 +1,58 @@
+"""What the network consists of, told before training: a table, ``model.md`` and ``model.png``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from mtl_lightning.analysis.model_summary import ModelSummary
+from mtl_lightning.analysis.model_tables import model_page, show_network
+from mtl_lightning.analysis.network import summary_of, write_network
+from mtl_lightning.storage import replace_text, writing
+
+THEN = "make room or set runs to another folder, and run again"
+
+
+class NetworkPage(Callback):
+    """Prints the network in numbers as ``fit`` starts, and writes ``model.md``, ``model.png`` and ``model`` of ``summary.json``.
+
+    The picture is drawn once more at the end where training has changed who shares what.
+
+    Args:
+        folder: the run folder.
+        show: whether the table is printed.
+    """
+
+    def __init__(self, folder: Path, show: bool = True) -> None:
+        self.folder, self.show = Path(folder), show
+        self._drawn: int | None = None
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count, tell and draw."""
+        summary = summary_of(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.show:
+            show_network(summary, f"{self.folder.name}: the network")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(summary, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """In the last validation, of the best checkpoint: look again if that shares in another way."""
+        changed = self._drawn not in (None, pl_module.model.architecture.revision)  # type: ignore[union-attr]
+        if trainer.state.fn == "validate" and changed:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._write(summary_of(pl_module, data), pl_module, data)
+
+    def _write(self, summary: ModelSummary, module: Any, data: Any) -> None:
+        with writing(self.folder, THEN):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_network(summary, module, data, self.folder)
+        file = self.folder / "summary.json"
+        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        replace_text(file, json.dumps(told | {"model": summary.as_dict()}, indent=2) + "\n", THEN)
+        replace_text(self.folder / "model.md", f"# {self.folder.name}\n\n{model_page(summary)}\n\n![model](model.png)\n", THEN)
+        self._drawn = module.model.architecture.revision
