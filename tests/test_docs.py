@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from mtl_lightning import weighting
+from mtl_lightning import architectures, weighting
+from mtl_lightning.architectures import Architecture
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
 from tests.data.clinc150 import write_clinc150, write_texts
@@ -158,6 +159,18 @@ def test_the_gradient_method_of_the_docs(place: Path) -> None:
     method = runpy.run_path(str(place / "my_gradients.py"))["EvenNorms"]()
     gramian = torch.diag(torch.tensor([1.0, 9.0, 0.0], dtype=torch.float64))
     assert method(gramian).tolist() == pytest.approx([4 / 3, 4 / 9, 0])
+
+
+def test_all_architectures_are_listed() -> None:
+    """In the table of docs/architectures.md and in the README."""
+    kinds = [name for name in architectures.__all__ if is_architecture(getattr(architectures, name))]
+    assert len(kinds) == 14
+    for page in (ROOT / "README.md", ROOT / "docs" / "architectures.md"):
+        assert not [name for name in kinds if f"`{name}`" not in page.read_text("utf-8")], page
+
+
+def is_architecture(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Architecture) and kind is not Architecture
 
 
 def test_all_methods_are_listed() -> None:
