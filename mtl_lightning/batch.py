@@ -1,8 +1,8 @@
 """The batch contract: what the data room hands to the model, and the collate that makes it.
 
-A *sample* is a dict: ``image`` [C, H, W] (or several inputs under their names, of which a row may lack some), ``id``,
-optionally ``size`` (the file's own height and width), and the targets under their tasks' names. What is missing is an absent
-key or None, never a magic number.
+A *sample* is a dict: ``image`` [C, H, W] (or several inputs under their names, of which a row may lack some) or ``text`` (token
+ids [L], and what they say as ``words``), ``id``, optionally ``size`` (the file's own height and width), and the targets under
+their tasks' names. What is missing is an absent key or None, never a magic number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mtl_lightning.errors import DataError
 from mtl_lightning.inputs import IMAGE
@@ -59,6 +60,7 @@ class Batch:
             not mixed); tasks that are not here have one label a row.
         share: of the row's own label in the loss, 0..1; the partner's gets the rest.
         given: bool [B] by input: the rows that have it; inputs that are not here are given in all rows. The others are 0.
+        texts: what the rows say; empty where inputs are pictures.
     """
 
     inputs: dict[str, Tensor]
@@ -70,6 +72,7 @@ class Batch:
     partner: dict[str, Tensor] = field(default_factory=dict)
     share: float = 1.0
     given: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,8 +89,11 @@ class Batch:
         return {read: rows & self.given[read] if read in self.given else rows for read, rows in labelled.items()}
 
     def extent(self, row: int) -> tuple[int, int]:
-        """Height and width of one row's picture in the batch, without padding."""
-        height, width = next(iter(self.inputs.values())).shape[-2:]
+        """Height and width of one row's picture in the batch, without padding; of a text 1 and the number of its words."""
+        first = next(iter(self.inputs.values()))
+        if first.ndim == 2:
+            return 1, int((first[row] != 0).sum())
+        height, width = first.shape[-2:]
         if self.padding is None:
             return height, width
         kept = ~self.padding[row]
@@ -122,7 +128,7 @@ class Collate:
     """Turns samples into a :class:`Batch`.
 
     Pictures of different sizes are filled up at the right and the bottom to the largest of the batch; of several inputs, all
-    pictures are of one size.
+    pictures are of one size. Texts are filled up with 0 at their end.
 
     Args:
         targets: what each task's target looks like.
@@ -147,6 +153,12 @@ class Collate:
         if empty := [name for name, row in zip(ids, each, strict=True) if not row]:
             raise DataError(f"{empty[0]}: the sample has no {' and no '.join(self.inputs)}")
         images = [next(iter(row.values())) for row in each]
+        if images[0].ndim == 1:
+            targets, labelled = self._targets(samples, images, ids, (1, 1))
+            lengths = torch.tensor([(1, len(row)) for row in images])
+            words = [str(sample.get("words", "")) for sample in samples]
+            inputs = {next(iter(each[0])): pad_sequence(images, batch_first=True)}
+            return Batch(inputs, targets, labelled, ids, lengths, texts=words)
         sizes = torch.tensor([tuple(sample.get("size", image.shape[-2:])) for sample, image in zip(samples, images, strict=True)])
         height = max(image.shape[-2] for image in images)
         width = max(image.shape[-1] for image in images)
@@ -158,12 +170,18 @@ class Collate:
             padding = torch.ones(len(images), height, width, dtype=torch.bool)
             for row, image in enumerate(images):
                 padding[row, : image.shape[-2], : image.shape[-1]] = False
+        targets, labelled = self._targets(samples, images, ids, (height, width))
+        some = {name: rows for name, rows in given.items() if not bool(rows.all())}
+        return Batch(inputs, targets, labelled, ids, sizes, padding, given=some)
+
+    def _targets(
+        self, samples: Sequence[Mapping[str, Any]], images: list[Tensor], ids: list[str], size: tuple[int, int]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         targets, labelled = {}, {}
         for name, spec in self.targets.items():
             rows = [sample.get(name) for sample in samples]
-            targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, (height, width))
-        some = {name: rows for name, rows in given.items() if not bool(rows.all())}
-        return Batch(inputs, targets, labelled, ids, sizes, padding, given=some)
+            targets[name], labelled[name] = self._stack(name, spec, rows, images, ids, size)
+        return targets, labelled
 
     def _pictures(
         self, name: str, each: Sequence[Mapping[str, Tensor]], ids: Sequence[str], height: int, width: int

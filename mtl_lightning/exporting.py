@@ -19,18 +19,16 @@ from torch.export import Dim
 from mtl_lightning import __version__
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, ExportError
+from mtl_lightning.forms import Form, Size
 from mtl_lightning.loading import load
 from mtl_lightning.predictor import Predictor, choose
 from mtl_lightning.storage import writing
 from mtl_lightning.tasks.base import Task
 
 Format = Literal["torch_export", "onnx"]
-Size = int | tuple[int, int] | Literal["any"]
 SUFFIX = {"torch_export": ".pt2", "onnx": ".onnx"}
 TOLERANCE = 1e-4
 """The largest difference to the eager outputs, over the largest output where that is more than 1."""
-EXAMPLE = (160, 192)
-"""Height and width of the example that a network for any size is traced with."""
 
 
 class Export(NamedTuple):
@@ -48,18 +46,19 @@ class Export(NamedTuple):
 
 
 class _Graph(nn.Module):
-    """What is exported: pictures in, a tensor per task out."""
+    """What is exported: pictures or token ids in, a tensor per task out."""
 
-    def __init__(self, predictor: Predictor, raw: bool) -> None:
+    def __init__(self, predictor: Predictor, form: Form, raw: bool) -> None:
         super().__init__()
+        self.form = form
         self.model = predictor.model
         self._input = predictor.model.only_input()
         # Not as a submodule: what tasks know besides tensors has no place in an exported program.
         self._tasks = cast(dict[str, Task], dict(predictor.tasks.items()))
         self._raw = raw
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        predictions = self.model({self._input: image})
+    def forward(self, given: Tensor) -> dict[str, Tensor]:
+        predictions = self.model({self._input: given})
         return {name: predictions[name] if self._raw else task.interpret(predictions[name]) for name, task in self._tasks.items()}
 
 
@@ -73,9 +72,10 @@ def export(
 ) -> Export:
     """Write the trained model to a file that needs no ``mtl_lightning``.
 
-    The input is ``image``, [B, C, H, W] in 0..1 for any B; the network's normalisation is inside. The outputs are tensors by
+    The input is ``image``, [B, C, H, W] in 0..1 for any B, the network's normalisation is inside; or ``text``, int64 token ids
+    [B, L], padded with 0, and the tokeniser's JSON is written beside it (``.tokenizer.json``). The outputs are tensors by
     task: probabilities, real units, unit vectors (what each task's ``interpret`` gives). A JSON file beside it says what
-    goes in and what comes out. The file is read back and held against the model on random pictures before it is kept.
+    goes in and what comes out. The file is read back and held against the model on random inputs before it is kept.
 
     Args:
         model: of :func:`mtl_lightning.load`, or a run's folder or checkpoint.
@@ -83,7 +83,8 @@ def export(
         tasks: those to export; None takes all but auxiliary ones, which can be named.
         format: ``torch_export`` (load it with ``torch.export.load``) or ``onnx``.
         size: side, or height and width, of the pictures, or ``any``; None takes the run's image size, or ``any`` where it has
-            none. Not every network can be exported for any size.
+            none. Of texts the number of words, None the most that the tokeniser reads. Not every network can be exported for
+            any size.
         raw: give logits and standardised numbers instead.
 
     Raises:
@@ -95,9 +96,6 @@ def export(
     description = path.with_name(path.name + ".json")
     if path.suffix != SUFFIX[format]:
         raise ConfigError(f"--output {path}: a file of format {format} ends in {SUFFIX[format]}, e.g. model{SUFFIX[format]}")
-    for file in (path, description):
-        if file.exists():
-            raise ConfigError(f"--output {path}: {file} exists already; move it away, or give another --output")
     if format == "onnx":
         _need_onnx()
     predictor = load(model) if isinstance(model, str | os.PathLike) else copy.deepcopy(model).cpu()
@@ -105,28 +103,30 @@ def export(
     main = [name for name, task in available.items() if not task.auxiliary]
     names = choose(main if tasks is None else list(tasks), available, "--tasks")
     predictor = Predictor(predictor.model, {name: available[name] for name in names}, predictor.preparation).eval()
-    given = size or predictor.preparation.image_size or "any"
-    sides = EXAMPLE if given == "any" else (given, given) if isinstance(given, int) else (given[0], given[1])
-    graph = _Graph(predictor, raw).eval()
+    form = predictor.preparation.form(size)
+    beside = {path.with_name(path.name + end): text for end, text in form.files.items()}
+    for file in (path, description, *beside):
+        if file.exists():
+            raise ConfigError(f"--output {path}: {file} exists already; move it away, or give another --output")
+    graph = _Graph(predictor, form, raw).eval()
     temporary = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         with writing(path, "make room, or give another --output"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            run = _WRITERS[format](graph, temporary, predictor.preparation.channels, sides, given == "any")
-            differences = _compare(graph, run, predictor.preparation.channels, sides, given == "any")
-            about = _describe(predictor, given, format, raw, differences)
-            description.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            run = _WRITERS[format](graph, temporary)
+            differences = _compare(graph, run)
+            about = _describe(predictor, form, format, raw, differences)
+            for file, text in {description: json.dumps(about, indent=2) + "\n", **beside}.items():
+                file.write_text(text, encoding="utf-8")
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return Export(path, description, differences)
 
 
-def _trace(graph: _Graph, channels: int, sides: tuple[int, int], dynamic: bool) -> torch.export.ExportedProgram:
-    shapes: dict[int, Any] = {0: Dim("batch", min=1, max=4096)}
-    if dynamic:
-        shapes |= {2: Dim("height", min=32, max=8192), 3: Dim("width", min=32, max=8192)}
-    example = torch.rand(2, channels, *sides)
+def _trace(graph: _Graph) -> torch.export.ExportedProgram:
+    shapes = {0: Dim("batch", min=1, max=4096), **graph.form.free}
+    example = graph.form.example(2, other=False)
     with torch.no_grad():
         graph(example)  # what the network itself refuses is said in its own words
         try:
@@ -134,35 +134,33 @@ def _trace(graph: _Graph, channels: int, sides: tuple[int, int], dynamic: bool) 
         # torch raises errors of many kinds from within its tracer; the first line says which.
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            hint = "give a fixed --size, e.g. 224" if dynamic else "a part of the network cannot be traced"
+            hint = (
+                f"give a fixed --size, e.g. {graph.form.fixed}" if graph.form.free else "a part of the network cannot be traced"
+            )
             raise ExportError(f"torch.export cannot export this network ({reason}); {hint}") from error
 
 
-def _write_program(
-    graph: _Graph, path: Path, channels: int, sides: tuple[int, int], dynamic: bool
-) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    torch.export.save(_trace(graph, channels, sides, dynamic), path)
+def _write_program(graph: _Graph, path: Path) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    torch.export.save(_trace(graph), path)
     return cast(Callable[[Tensor], Mapping[str, Tensor]], torch.export.load(path).module())
 
 
-def _write_onnx(
-    graph: _Graph, path: Path, channels: int, sides: tuple[int, int], dynamic: bool
-) -> Callable[[Tensor], Mapping[str, Tensor]]:
+def _write_onnx(graph: _Graph, path: Path) -> Callable[[Tensor], Mapping[str, Tensor]]:
     names = list(graph._tasks)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    program = _trace(graph, channels, sides, dynamic)
+    program = _trace(graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of onnxscript's and torch's own deprecations
         try:
-            written = torch.onnx.export(program, input_names=["image"], output_names=names, dynamo=True, verbose=False)
+            written = torch.onnx.export(program, input_names=[graph.form.name], output_names=names, dynamo=True, verbose=False)
         except Exception as error:  # of the converter's and its passes' many kinds
             raise ExportError(f"torch.onnx cannot convert this network ({type(error).__name__}: {str(error)[:300]})") from error
     assert written is not None
     written.save(str(path))
     session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def run(image: Tensor) -> dict[str, Tensor]:
-        outputs = session.run(names, {"image": image.numpy()})
+    def run(given: Tensor) -> dict[str, Tensor]:
+        outputs = session.run(names, {graph.form.name: given.numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(names, outputs, strict=True)}
 
     return run
@@ -182,19 +180,13 @@ def _need_onnx() -> None:
 
 
 @torch.no_grad()
-def _compare(
-    graph: _Graph,
-    run: Callable[[Tensor], Mapping[str, Tensor]],
-    channels: int,
-    sides: tuple[int, int],
-    dynamic: bool,
-) -> dict[str, float]:
+def _compare(graph: _Graph, run: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, float]:
     """The largest difference per task, over batches (and sizes) that the trace has not seen."""
     generator = torch.Generator().manual_seed(0)
     differences = dict.fromkeys(graph._tasks, 0.0)
-    for rows, (height, width) in ((1, sides), (3, (sides[0] + 13, sides[1] + 6) if dynamic else sides)):
-        image = torch.rand(rows, channels, height, width, generator=generator)
-        expected, found = graph(image), run(image)
+    for rows, other in ((1, False), (3, True)):
+        given = graph.form.example(rows, other, generator)
+        expected, found = graph(given), run(given)
         for name, value in expected.items():
             scale = max(1.0, float(value.abs().max()))
             differences[name] = max(differences[name], float((found[name] - value).abs().max()) / scale)
@@ -205,25 +197,11 @@ def _compare(
     return differences
 
 
-def _describe(predictor: Predictor, size: Any, format: str, raw: bool, differences: Mapping[str, float]) -> dict[str, Any]:
-    encoders = [module for module in predictor.modules() if isinstance(module, Encoder)]
-    sides = None if size == "any" else [size, size] if isinstance(size, int) else list(size)
+def _describe(predictor: Predictor, form: Form, format: str, raw: bool, differences: Mapping[str, float]) -> dict[str, Any]:
     return {
         "format": format,
         "versions": {"mtl_lightning": __version__, "torch": torch.__version__},
-        "input": {
-            "name": "image",
-            "shape": ["batch", predictor.preparation.channels, *(sides or ["height", "width"])],
-            "range": [0, 1],
-            "channels": "RGB" if predictor.preparation.channels == 3 else "grey",
-            "resize": "bilinear, antialiased, to this height and width" if sides else "none",
-            "eval_transforms": [str(transform) for transform in predictor.preparation.transforms],
-            "normalisation": {
-                "inside": True,
-                "mean": [encoder.mean.flatten().tolist() for encoder in encoders],
-                "std": [encoder.std.flatten().tolist() for encoder in encoders],
-            },
-        },
+        "input": form.describe([module for module in predictor.modules() if isinstance(module, Encoder)]),
         "outputs": {
             name: task.describe() | ({"output": "raw"} if raw else {}) | {"max_difference": differences[name]}
             for name, task in predictor._tasks.items()
@@ -246,7 +224,7 @@ def command(args: Sequence[str]) -> None:
         "--output", type=str | None, default=None, help="File to write; model.pt2 or model.onnx in the run's folder."
     )
     parser.add_argument(
-        "--size", type=Size | None, default=None, help="Side, or [height, width], or any; the run's if not given."
+        "--size", type=Size | None, default=None, help="Side, or [height, width], or any; of texts words; the run's if not given."
     )
     parser.add_argument("--raw", type=bool, default=False, help="Logits instead of probabilities, standardised numbers.")
     try:

@@ -6,6 +6,8 @@ from mtl_lightning.errors import ConfigError
 
 IMAGE = "image"
 """The input where there is only one."""
+TEXT = "text"
+"""The same of texts."""
 
 
 def readers(tasks: Iterable[str], chosen: Mapping[str, str], inputs: Iterable[str]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import Transform
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.data.prepare import Preparation
+from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import CheckpointError, ConfigError
@@ -59,7 +60,7 @@ def load(run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device
         nn.ModuleDict(kept).load_state_dict(_part(state, "tasks."))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the classes that its configuration names: {error}") from error
-    predictor = Predictor(model, {name: kept[name] for name in chosen}, _preparation(config["data"], path))
+    predictor = Predictor(model, {name: kept[name] for name in chosen}, _preparation(config["data"], checkpoint, path))
     return predictor.eval().to(device)
 
 
@@ -109,7 +110,9 @@ def _build(config: Mapping[str, Any], path: Path) -> Any:
         return _instantiate(types, values, path)
 
 
-def _preparation(config: Mapping[str, Any], path: Path) -> Preparation:
+def _preparation(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Path) -> Preparation | TextPreparation:
+    if learnt := checkpoint.get("mtl_preparation"):
+        return TextPreparation.restored(learnt)
     arguments = config.get("init_args") or {}
     if all(key in arguments for key in INPUTS):
         types = {"transforms": list[Transform] | None}

@@ -39,7 +39,6 @@ from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
-from mtl_lightning.data.pictures import check_pictures
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
@@ -154,16 +153,13 @@ class MTLCLI(LightningCLI):
             self._take_inputs(Path(inputs))
 
     def _take_inputs(self, inputs: Path) -> None:
-        """Predict pictures of one's own: what tasks know comes from the checkpoint, no data of the run's is needed."""
+        """Predict what one has: what tasks know comes from the checkpoint, no data of the run's is needed."""
         config = self.config[self.subcommand]
-        pictures = self.datamodule.find_pictures(inputs, config.column)
-        if config.on_error == "raise":
-            check_pictures(pictures)
-        self.datamodule.pictures = pictures, config.on_error
+        note = self.datamodule.take_inputs(inputs, config.column, config.on_error)
         assert self.checkpoint is not None
         restore_tasks(dict(self.model.tasks.items()), load_checkpoint(self.checkpoint)["state_dict"])
-        if pictures.note:
-            rank_zero_only(print)(pictures.note, flush=True)
+        if note:
+            rank_zero_only(print)(note, flush=True)
 
     def _predictions(self) -> Path:
         folder = self.config[self.subcommand].folder

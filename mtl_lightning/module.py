@@ -17,6 +17,7 @@ from mtl_lightning.batch import Batch
 from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
+from mtl_lightning.data.text.prepare import PreparedText
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, TrainingError
 from mtl_lightning.freeze import Freeze, Freezer, anchor
@@ -118,6 +119,8 @@ class MultiTaskModule(pl.LightningModule):
         self.model.architecture.check_tasks(self.configured)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
+        if datamodule is not None:
+            datamodule.check_encoder(self._encoder[0])
         counts = datamodule.counts().get("train", {}) if datamodule is not None else {}
         infos = [TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise, t.auxiliary) for n, t in tasks.items()]
         self.weighting.prepare(infos, self.configured)
@@ -343,9 +346,9 @@ class MultiTaskModule(pl.LightningModule):
         """Losses and metrics; returns the predictions for callbacks."""
         return self._evaluate("test", batch)
 
-    def predict_step(self, batch: Sequence[Prepared | Unreadable], batch_idx: int) -> list[dict[str, Tensor]]:
-        """Raw predictions of each picture that can be read."""
-        return forward_each(self, [item for item in batch if isinstance(item, Prepared)], self.device, self.inputs)
+    def predict_step(self, batch: Sequence[Prepared | PreparedText | Unreadable], batch_idx: int) -> list[dict[str, Tensor]]:
+        """Raw predictions of each picture or text that can be read."""
+        return forward_each(self, [item for item in batch if not isinstance(item, Unreadable)], self.device, self.inputs)
 
     def _evaluate(self, split: str, batch: Batch) -> dict[str, Tensor]:
         predictions: dict[str, Tensor] = self(batch.inputs, batch.padding, batch.given)
@@ -378,14 +381,18 @@ class MultiTaskModule(pl.LightningModule):
         if self.trainer.state.fn in ("test", "predict"):
             check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
+        if (learnt := checkpoint.get("mtl_preparation")) and (datamodule := getattr(self.trainer, "datamodule", None)):
+            datamodule.restore_preparation(learnt)
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
         self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, values that a plateau's schedule has not seen, and further batches."""
+        """Add how optimizer and schedule were configured, what a plateau has not seen, further batches, the tokeniser."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
         checkpoint["mtl_further"] = self._streams.state_dict()
+        if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
+            checkpoint["mtl_preparation"] = datamodule.preparation_state()
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""

@@ -1,4 +1,4 @@
-"""A trained model for use in Python: any picture in, plain typed results out. No Lightning."""
+"""A trained model for use in Python: any picture or text in, plain typed results out. No Lightning."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mtl_lightning.data.prepare import Preparation, Prepared, as_image, together
-from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.data.prepare import Preparation, Prepared
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.errors import ConfigError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.tasks.base import Task
@@ -19,9 +20,12 @@ Network = Callable[..., Mapping[str, Tensor]]
 
 
 def forward_each(
-    network: Network, pictures: Sequence[Prepared], device: torch.device | str, reads: Mapping[str, str] | None = None
+    network: Network,
+    pictures: Sequence[Prepared | PreparedText],
+    device: torch.device | str,
+    reads: Mapping[str, str] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Raw predictions of pictures of any sizes, each as if it were alone: those of one size go through the network together.
+    """Raw predictions of pictures or texts of any sizes, each as if alone: those of one size go through the network together.
 
     Args:
         network: from named inputs (and the tasks that are wanted) to raw predictions by task.
@@ -33,22 +37,23 @@ def forward_each(
         For each picture the raw predictions of its tasks, without the batch dimension; of several inputs those of the tasks
         whose input it has.
     """
-    groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, Prepared]]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[tuple[int, Prepared | PreparedText]]] = {}
     for position, picture in enumerate(pictures):
-        for name, part in (picture.inputs or {IMAGE: picture}).items():
-            groups.setdefault((name, tuple(part.image.shape)), []).append((position, part))
+        parts: Mapping[str, Prepared | PreparedText] = picture.inputs or {picture.input: picture}
+        for name, part in parts.items():
+            groups.setdefault((name, tuple(part.tensor.shape)), []).append((position, part))
     rows: list[dict[str, Tensor]] = [{} for _ in pictures]
     for (name, _), alike in groups.items():
         wanted = {"tasks": [task for task, read in reads.items() if read == name]} if reads else {}
-        image = torch.stack([part.image for _, part in alike]).to(device)
-        for task, prediction in network({name: image}, **wanted).items():
+        stacked = torch.stack([part.tensor for _, part in alike]).to(device)
+        for task, prediction in network({name: stacked}, **wanted).items():
             for (position, _), row in zip(alike, prediction, strict=True):
                 rows[position][task] = row.float()
     return rows
 
 
 def to_results(
-    tasks: Mapping[str, Task], raw: Mapping[str, Tensor], picture: Prepared, reads: Mapping[str, str]
+    tasks: Mapping[str, Task], raw: Mapping[str, Tensor], picture: Prepared | PreparedText, reads: Mapping[str, str]
 ) -> dict[str, Result]:
     """What the raw predictions of one picture mean, dense ones at the size of the stored picture.
 
@@ -70,21 +75,23 @@ def to_results(
 
 
 class Predictor(nn.Module):
-    """A multi-task model with its tasks and the way pictures are prepared for it.
+    """A multi-task model with its tasks and the way pictures or texts are prepared for it.
 
     Args:
         model: trained.
         tasks: those to predict, by name, each with what it learnt from the training labels.
-        preparation: the evaluation transforms, image size and channels.
+        preparation: the evaluation transforms, image size and channels; or the tokeniser.
     """
 
-    def __init__(self, model: MultiTaskModel, tasks: Mapping[str, Task], preparation: Preparation | None = None) -> None:
+    def __init__(
+        self, model: MultiTaskModel, tasks: Mapping[str, Task], preparation: Preparation | TextPreparation | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         for name, task in tasks.items():
             task.name = name
         self.tasks = nn.ModuleDict(dict(tasks))
-        self.preparation = preparation or Preparation()
+        self.preparation: Preparation | TextPreparation = preparation or Preparation()
         self.model.heads = nn.ModuleDict({name: model.heads[name] for name in tasks})
 
     @property
@@ -92,17 +99,18 @@ class Predictor(nn.Module):
         """Where the model is."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    def forward(self, image: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, given: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
         """Raw predictions: logits, standardised numbers; a task's ``interpret`` makes probabilities and real units of them.
 
         Args:
-            image: [B, C, H, W] in 0..1, not normalised, on the model's device.
+            given: pictures [B, C, H, W] in 0..1, not normalised, or token ids int64 [B, L], padded with 0; on the model's
+                device.
             padding: bool [B, H, W], True where a picture was filled up.
 
         Returns:
             Per task [B, channels], or [B, channels, H, W] from dense heads.
         """
-        predictions: dict[str, Tensor] = self.model({self.model.only_input(): image}, padding)
+        predictions: dict[str, Tensor] = self.model({self.model.only_input(): given}, padding)
         return predictions
 
     def predict(self, images: Any, batch_size: int = 32) -> Any:
@@ -111,13 +119,13 @@ class Predictor(nn.Module):
         Args:
             images: a path; a PIL image; a numpy array [H, W] or [H, W, C] or a tensor [C, H, W] (uint8, or floating-point
                 numbers in 0..1); of a model of several inputs a dict of these, input → picture, which may lack some; or a
-                list of any of these, of any sizes; or a tensor [B, C, H, W].
-            batch_size: pictures that go through the network at once.
+                list of any of these, of any sizes; or a tensor [B, C, H, W]. To a model of texts: a text, or a list of texts.
+            batch_size: pictures or texts that go through the network at once.
 
         Returns:
-            For one picture a dict from task to its :class:`~mtl_lightning.tasks.results.Result`, without the tasks whose input
-            is lacking; for a list or a tensor of several pictures a list of these. Masks, depth and normals have the size of the
-            picture that was given, boxes are in its pixels.
+            For one picture or text a dict from task to its :class:`~mtl_lightning.tasks.results.Result`, without the tasks
+            whose input is lacking; for a list or a tensor of several a list of these. Masks, depth and normals have the size of
+            the picture that was given, boxes are in its pixels.
 
         Raises:
             DataError: a picture cannot be read, or is none.
@@ -126,7 +134,7 @@ class Predictor(nn.Module):
         given = list(images) if many else [images]
         results = []
         for start in range(0, len(given), batch_size):
-            pictures = [self._prepare(item, start + number) for number, item in enumerate(given[start : start + batch_size])]
+            pictures = self._take(given[start : start + batch_size], start)
             raw = self._raw(pictures)
             results += [
                 to_results(self._tasks, row, picture, self.model.inputs) for row, picture in zip(raw, pictures, strict=True)
@@ -142,7 +150,7 @@ class Predictor(nn.Module):
         """
         from mtl_lightning.analysis.sheet import Cell, contact_sheet
 
-        pictures = [self._prepare(item, number) for number, item in enumerate(images)]
+        pictures = self._take(images, 0)
         rows = [Cell.of(picture, row, self.model.inputs) for row, picture in zip(self._raw(pictures), pictures, strict=True)]
         contact_sheet(rows, self._tasks, Path(path))
 
@@ -150,23 +158,12 @@ class Predictor(nn.Module):
     def _tasks(self) -> dict[str, Task]:
         return cast(dict[str, Task], dict(self.tasks.items()))
 
-    def _prepare(self, item: Any, number: int) -> Prepared:
-        name = f"picture {number}"
-        known = sorted({self.model.inputs[task] for task in self.tasks}) if self.model.inputs else []
-        if known and known != [IMAGE]:
-            if not isinstance(item, Mapping) or not item or not set(item) <= set(known):
-                given = f"a dict of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
-                raise DataError(f"{name} is {given}; give a dict of one or several of its inputs: {', '.join(known)}")
-            return together(name, {read: self._read(picture, name) for read, picture in item.items()})
-        return self._read(item, name)
-
-    def _read(self, item: Any, name: str) -> Prepared:
-        if isinstance(item, str | os.PathLike):
-            return self.preparation.read(item)
-        return self.preparation.prepare(as_image(item, self.preparation.channels, name), name)
+    def _take(self, items: Sequence[Any], start: int) -> list[Prepared | PreparedText]:
+        known = sorted({self.model.inputs[task] for task in self.tasks}) if self.model.inputs else [IMAGE]
+        return [self.preparation.take(item, number, known) for number, item in enumerate(items, start)]
 
     @torch.no_grad()
-    def _raw(self, pictures: Sequence[Prepared]) -> list[dict[str, Tensor]]:
+    def _raw(self, pictures: Sequence[Prepared | PreparedText]) -> list[dict[str, Tensor]]:
         training = self.training
         self.eval()
         try:

@@ -163,4 +163,5 @@ def first_rows(batch: Batch, rows: int) -> Batch:
         sizes=batch.sizes[:rows],
         padding=padding,
         given=cut(batch.given),
+        texts=batch.texts[:rows],
     )

@@ -55,6 +55,7 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
     "SmallCNN": lambda: encoders.SmallCNN([4, 6, 8], norm=False),
     "ResNet": lambda: encoders.ResNet("resnet18", stages=2),
     "ConvNeXt": lambda: shallow(encoders.ConvNeXt("convnext_tiny", stages=2)),
+    "TextGRU": lambda: encoders.TextGRU(vocabulary=WORDS, width=6, hidden=4, layers=2, dropout=0.0),
 }
 
 
@@ -90,6 +91,8 @@ class Cell(NamedTuple):
     @property
     def refused(self) -> str:
         """What the refusal says; empty where the combination makes sense."""
+        if (self.architecture, self.encoder) == ("LoRA", "TextGRU"):
+            return "no linear layer"
         if self.weighting in ("Equal", "UW"):
             return ""
         if self.architecture in ALONE:
@@ -187,7 +190,7 @@ def batch_of(cell: Cell, tasks: dict[str, Task], seed: int) -> Batch:
         }
         shown = torch.rand(3, generator=generator).tolist()
         samples.append(sample | {task: made[task] for task, draw in zip("abc", shown, strict=True) if draw < shares[task]})
-    batch = Collate({name: task.target for name, task in tasks.items()})(samples)
+    batch = Collate({name: task.target for name, task in tasks.items()}, ["text" if is_text(cell) else "image"])(samples)
     batch.inputs = {name: part.double() if part.is_floating_point() else part for name, part in batch.inputs.items()}
     return batch
 

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from mtl_lightning.main import main
+from tests.data.clinc150 import write_clinc150
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
 from tests.data.office import write_office
@@ -32,8 +33,9 @@ SMALL = {
     ],
     "kinds": SCENES,
     "imbalanced": SCENES,
+    "clinc150": ["--data.init_args.root={pets}/clinc150", "--data.init_args.batch_size=128"],
 }
-"""What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout."""
+"""What makes a configuration's data small; ``{pets}`` is a generated copy of the pets' layout, others are in folders of it."""
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +43,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pets")
     write_manifest(root, count=45, labelled=0.85)
     write_folders(root / "folders", 30)
+    write_clinc150(root / "clinc150")
     write_office(root / "office", lists=True)
     return root
 

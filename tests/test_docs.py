@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from mtl_lightning import weighting
+from mtl_lightning import architectures, weighting
+from mtl_lightning.architectures import Architecture
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.main import main
+from tests.data.clinc150 import write_clinc150, write_texts
 from tests.data.folders import write_folders
 from tests.data.manifest import write_manifest
 from tests.data.office import write_office
@@ -32,6 +34,7 @@ SMALL = {
     "configs/imbalanced.yaml": SCENES,
     "configs/pets.yaml": ["--data.init_args.num_workers=0"],
     "configs/scenes_wandb.yaml": SCENES,
+    "configs/clinc150.yaml": ["--data.init_args.batch_size=16", "--data.init_args.num_workers=0"],
     "configs/office.yaml": [
         "--data.init_args.num_workers=0",
         "--data.init_args.batch_size=12",
@@ -81,6 +84,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "PATH" / "TO" / "pets").mkdir(parents=True)
     write_manifest(folder / "PATH" / "TO" / "pets", count=36, labelled=0.9)
     write_folders(folder / "PATH" / "TO" / "pictures", 30)
+    write_clinc150(folder / "PATH" / "TO" / "clinc150")
+    write_texts(folder / "PATH" / "TO" / "texts")
+    (folder / "requests.txt").write_text("book a flight\nfreeze my account\n", encoding="utf-8")
     write_office(folder / "PATH" / "TO" / "office-31", lists=True)
     write_folders(folder / "PATH" / "TO" / "more", 20, classes=("dark", "bright"), first=100)
     (folder / "PATH/TO/pets/partial.csv").rename(folder / "PATH/TO/pets/pets_partial.csv")
@@ -110,6 +116,8 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
     assert (place / "predicted/predictions.csv").exists()
     assert (place / "pets-predicted/contact_sheet.png").exists()
     assert (place / "pets.pt2").exists()
+    runpy.run_path(str(place / "ask.py"))
+    assert (place / "answers/predictions.csv").exists() and (place / "clinc150.pt2.tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("part", SLOW)
@@ -151,6 +159,18 @@ def test_the_gradient_method_of_the_docs(place: Path) -> None:
     method = runpy.run_path(str(place / "my_gradients.py"))["EvenNorms"]()
     gramian = torch.diag(torch.tensor([1.0, 9.0, 0.0], dtype=torch.float64))
     assert method(gramian).tolist() == pytest.approx([4 / 3, 4 / 9, 0])
+
+
+def test_all_architectures_are_listed() -> None:
+    """In the table of docs/architectures.md and in the README."""
+    kinds = [name for name in architectures.__all__ if is_architecture(getattr(architectures, name))]
+    assert len(kinds) == 14
+    for page in (ROOT / "README.md", ROOT / "docs" / "architectures.md"):
+        assert not [name for name in kinds if f"`{name}`" not in page.read_text("utf-8")], page
+
+
+def is_architecture(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Architecture) and kind is not Architecture
 
 
 def test_all_methods_are_listed() -> None:

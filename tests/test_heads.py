@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from mtl_lightning.encoders import SmallCNN
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec, pool
 from mtl_lightning.heads import ASPP, FCN, FPN, MLP, AttentionPooling, Head, Linear, UNet
@@ -108,7 +108,7 @@ def test_dropout_only_in_training(kind: Callable[..., Head]) -> None:
 def test_padding_changes_nothing(head: Callable[..., Head], arguments: dict[str, object]) -> None:
     torch.manual_seed(0)
     # Values in eighths and powers of two as divisors: sums and means are exact in any order.
-    encoder = Encoder([Stage(nn.Conv2d(3, 4, 1), FeatureSpec(4, 1))], 3, mean=0.5, std=0.25)
+    encoder = ImageEncoder([Stage(nn.Conv2d(3, 4, 1), FeatureSpec(4, 1))], 3, mean=0.5, std=0.25)
     convolution = encoder.stages[0].body
     with torch.no_grad():
         convolution.weight.copy_(torch.randint(-8, 8, convolution.weight.shape) / 8)

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from mtl_lightning.batch import Batch
 from mtl_lightning.data import LabelledDataset, MultiTaskDataModule
 from mtl_lightning.data.loader import Pick, ResumableLoader
-from mtl_lightning.encoders import Encoder, Stage
+from mtl_lightning.encoders import ImageEncoder, Stage
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.features import FeatureSpec
 from mtl_lightning.tasks import Task
@@ -209,7 +209,7 @@ class MultiFashionDataModule(MultiTaskDataModule):
         return self._whole(super().test_dataloader(), "test")
 
 
-class LeNet(Encoder):
+class LeNet(ImageEncoder):
     """Two convolutions of 5 x 5 with pooling, and one fully connected layer of 50, as in Sener and Koltun (2018).
 
     The last stage is a convolution over the whole 6 x 6 map of a 36 x 36 picture: its map of 50 x 1 x 1 is the vector that a

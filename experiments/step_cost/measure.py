@@ -27,7 +27,7 @@ from torchvision import tv_tensors
 from mtl_lightning.batch import Batch, Collate
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.dataset import LabelledDataset
-from mtl_lightning.encoders import Encoder, ResNet, Stage
+from mtl_lightning.encoders import ImageEncoder, ResNet, Stage
 from mtl_lightning.features import FeatureSpec
 from mtl_lightning.main import main as command_line
 from mtl_lightning.tasks import Task
@@ -43,7 +43,7 @@ def kind_of(task: str) -> str:
     return KINDS[int(task.removeprefix("t")) % len(KINDS)]
 
 
-class LinearTrunk(Encoder):
+class LinearTrunk(ImageEncoder):
     """One linear layer: a network that costs next to nothing."""
 
     def __init__(self, side: int = 8, width: int = 64) -> None:

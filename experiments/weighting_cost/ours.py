@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtl_lightning.architectures import HardSharing
 from mtl_lightning.batch import Batch
-from mtl_lightning.encoders import Encoder, Stage
+from mtl_lightning.encoders import ImageEncoder, Stage
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.gradients import EngineOptions
 from mtl_lightning.heads import Head
@@ -45,7 +45,7 @@ def build(shape: Shape, device: torch.device) -> tuple[MultiTaskModel, dict[str,
         task.learn(classes[number])
         tasks[task.name] = task
     channels = [layer for layer in body if isinstance(layer, nn.Conv2d)][-1].out_channels
-    encoder = Encoder([Stage(body, FeatureSpec(channels, STRIDE))], 3, mean=0.0, std=1.0)
+    encoder = ImageEncoder([Stage(body, FeatureSpec(channels, STRIDE))], 3, mean=0.0, std=1.0)
     model = MultiTaskModel(tasks, HardSharing(encoder, list(tasks))).to(device)
     labelled = {name: torch.ones(shape.rows, dtype=torch.bool) for name in tasks}
     sizes = torch.full((shape.rows, 2), shape.side)

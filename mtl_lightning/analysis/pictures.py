@@ -12,8 +12,9 @@ from torch import Tensor
 from mtl_lightning.analysis.balancing import TOGETHER, draw_weights, weights_of
 from mtl_lightning.analysis.figures import TRAIN, VAL, clean, plain, save
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image, show_nothing
+from mtl_lightning.tasks.drawing import short, show_input, show_nothing
 
 CELL = 1.4
 """Inches of a square cell."""
@@ -73,6 +74,7 @@ class Row(NamedTuple):
         id: the sample's.
         inputs: of several inputs, the pictures that the row has.
         reads: task → input, where there are several.
+        text: what is shown in place of the picture; None shows the picture.
     """
 
     image: Tensor
@@ -81,6 +83,7 @@ class Row(NamedTuple):
     id: str = ""
     inputs: Mapping[str, Tensor] = MappingProxyType({})
     reads: Mapping[str, str] = MappingProxyType({})
+    text: str | None = None
 
     def seen_by(self, task: str) -> Tensor | None:
         """The picture that a task reads; None where the row lacks it."""
@@ -104,7 +107,8 @@ def take_row(
     def cut(tensor: Tensor, dense: bool = True) -> Tensor:
         return (tensor[row, ..., :height, :width] if dense else tensor[row]).detach().cpu()
 
-    inputs = {name: picture.detach().cpu() for name, picture in batch.pictures(row).items()}
+    found = {"text": blank()} if batch.texts else batch.pictures(row)
+    inputs = {name: picture.detach().cpu() for name, picture in found.items()}
     several = (reads or {}) if len(batch.inputs) > 1 else {}
     return Row(
         next(iter(inputs.values())),
@@ -120,6 +124,7 @@ def take_row(
         batch.ids[row],
         {name: inputs[name] for name in batch.inputs if name in inputs} if several else {},
         several,
+        batch.texts[row] if batch.texts else None,
     )
 
 
@@ -177,7 +182,7 @@ def samples(rows: Sequence[Row], tasks: Mapping[str, Task], path: Path) -> None:
             if (image := row.inputs.get(name) if row.reads else row.image) is None:
                 show_nothing(cell, row.image)
             else:
-                show_image(cell, image)
+                show_input(cell, image, row.text)
         place[0].set_ylabel(short(row.id), fontsize=6)
         for position, (name, task) in enumerate(tasks.items()):
             draw_task(place[len(inputs) + 2 * position], name, task, row, True)

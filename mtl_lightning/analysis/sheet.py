@@ -12,8 +12,9 @@ from mtl_lightning.analysis.figures import plain, save
 from mtl_lightning.analysis.pictures import cells as cell_grid
 from mtl_lightning.analysis.pictures import legend
 from mtl_lightning.data.prepare import Prepared
+from mtl_lightning.data.text.prepare import PreparedText
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image, show_nothing
+from mtl_lightning.tasks.drawing import short, show_input, show_nothing
 
 ACROSS = 10
 """Cells side by side, about; where tasks are few, several pictures share a line."""
@@ -27,18 +28,21 @@ class Cell(NamedTuple):
         image: [C, H, W] in 0..1.
         predictions: raw, by task, without the batch dimension.
         seen: the picture that a task reads where it is another.
+        text: what is shown in place of the picture; None shows the picture.
     """
 
     name: str
     image: Tensor
     predictions: Mapping[str, Tensor]
     seen: Mapping[str, Tensor] = MappingProxyType({})
+    text: str | None = None
 
     @classmethod
-    def of(cls, picture: Prepared, raw: Mapping[str, Tensor], reads: Mapping[str, str]) -> "Cell":
-        """A picture, or several of one row, with the raw predictions."""
+    def of(cls, picture: Prepared | PreparedText, raw: Mapping[str, Tensor], reads: Mapping[str, str]) -> "Cell":
+        """A picture, or several of one row, or a text, with the raw predictions."""
         seen = {task: part.image.cpu() for task in raw if (part := picture.seen_by(task, reads)) is not None}
-        return cls(picture.id, picture.image.cpu(), {task: tensor.cpu() for task, tensor in raw.items()}, seen)
+        kept = {task: tensor.cpu() for task, tensor in raw.items()}
+        return cls(picture.id, picture.image.cpu(), kept, seen, picture.text)
 
 
 @plain
@@ -60,7 +64,7 @@ def contact_sheet(cells: Sequence[Cell], tasks: Mapping[str, Task], path: Path) 
         place.set_axis_off()
     for number, cell in enumerate(cells):
         row = axes[number // beside, number % beside * (each + 1) :]
-        show_image(row[0], cell.image)
+        show_input(row[0], cell.image, cell.text)
         row[0].set_title(short(cell.name), fontsize=6)
         for place, (task, kind) in zip(row[1:], tasks.items(), strict=False):
             if task in cell.predictions:

@@ -14,7 +14,6 @@ from lightning.pytorch import Callback
 
 from mtl_lightning.analysis.sheet import Cell, contact_sheet
 from mtl_lightning.data.pictures import Unreadable
-from mtl_lightning.data.prepare import Prepared
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.predictor import to_results
 from mtl_lightning.storage import writing
@@ -40,7 +39,7 @@ def check_folder(folder: Path) -> Path:
 
 
 class PredictionWriter(Callback):
-    """``predictions.csv`` with a row per picture; masks, depth and normals as files whose paths stand in the cells.
+    """``predictions.csv`` with a row per picture or text; masks, depth and normals as files whose paths stand in the cells.
 
     All is written as it comes into ``FOLDER.partial``, which gets its name only when it is whole.
 
@@ -80,19 +79,19 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write a batch."""
         tasks: dict[str, Task] = dict(pl_module.tasks.items())  # type: ignore[operator, union-attr]
-        pictures = [item for item in batch if isinstance(item, Prepared)]
+        pictures = [item for item in batch if not isinstance(item, Unreadable)]
         self._skipped += [item for item in batch if isinstance(item, Unreadable)]
         reads: Mapping[str, str] = pl_module.inputs  # type: ignore[assignment]
         shown = _spread(batch_idx, int(trainer.num_predict_batches[0]), len(pictures))
         for number, (picture, raw) in enumerate(zip(pictures, outputs, strict=True)):
             with self._writing():
-                self._write(picture.id, to_results(tasks, raw, picture, reads), list(tasks))
+                self._write(picture.id, picture.text, to_results(tasks, raw, picture, reads), list(tasks))
             if number in shown:
                 self._cells.append(Cell.of(picture, raw, reads))
 
-    def _write(self, name: str, results: dict[str, Result], tasks: Sequence[str]) -> None:
+    def _write(self, name: str, text: str | None, results: dict[str, Result], tasks: Sequence[str]) -> None:
         stem = re.sub(r"\W+", "_", Path(name).stem)[:60]
-        row = {"id": name}
+        row = {"id": name} if text is None else {"id": name, "text": text}
         for task, result in results.items():
             place = self.partial / task / f"{self._row:06d}_{stem}"
             files = _saved(result, place)
@@ -109,7 +108,8 @@ class PredictionWriter(Callback):
     def _write_waiting(self, tasks: Sequence[str]) -> None:
         if self._table is None:
             columns = [column for task in tasks for column in self._columns.get(task, [])]
-            self._table = csv.DictWriter(self._file, ["id", *columns], restval="")
+            first = ["id", "text"] if self._waiting and "text" in self._waiting[0] else ["id"]
+            self._table = csv.DictWriter(self._file, [*first, *columns], restval="")
             self._table.writeheader()
         self._table.writerows(self._waiting)
         self._waiting.clear()

@@ -95,16 +95,21 @@ class Tracking(Callback):
         names, rows = [name for name, _ in self._rows], [row for _, row in self._rows]
         with writing(self.folder, "make room, then go on with --ckpt_path last"), TemporaryDirectory() as folder:
             samples(rows, tasks, Path(folder) / "predictions.png")
+            captions = [caption(name, row, tasks) for name, row in zip(names, rows, strict=True)]
             for logger in wandb_loggers(trainer):
+                logger.log_image("samples/all_tasks", [f"{folder}/predictions.png"], step)
+                if rows[0].text is not None:
+                    told = [[row.text, words] for row, words in zip(rows, captions, strict=True)]
+                    logger.log_table("samples/texts", ["text", "prediction"], told, step=step)
+                    continue
                 logger.log_image(
                     "samples/pictures",
                     [_picture(row) for row in rows],
                     step,
-                    caption=[caption(name, row, tasks) for name, row in zip(names, rows, strict=True)],
+                    caption=captions,
                     masks=[masks(row, tasks) for row in rows],
                     boxes=[boxes(row, tasks) for row in rows],
                 )
-                logger.log_image("samples/all_tasks", [f"{folder}/predictions.png"], step)
 
     @rank_zero_only
     def send_report(self, trainer: pl.Trainer) -> None:

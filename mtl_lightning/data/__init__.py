@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtl_lightning.data.augment import RandAugmentWithLabels, TrivialAugmentWithLabels
     from mtl_lightning.data.base import MultiTaskDataModule
+    from mtl_lightning.data.clinc150 import Clinc150DataModule
     from mtl_lightning.data.dataset import LabelledDataset
     from mtl_lightning.data.folder import FolderDataModule
     from mtl_lightning.data.manifest import ManifestDataModule
     from mtl_lightning.data.office import OfficeDataModule
     from mtl_lightning.data.scenes import ScenesDataModule
+    from mtl_lightning.data.text.manifest import TextManifestDataModule
+    from mtl_lightning.data.text.module import TextDataModule
+    from mtl_lightning.data.text.tokens import TokenizerOptions
     from mtl_lightning.data.transforms import RandomScaleCrop
     from mtl_lightning.mixing import CutMix, MixUp
 
 __all__ = [
+    "Clinc150DataModule",
     "CutMix",
     "FolderDataModule",
     "LabelledDataset",
@@ -25,9 +30,13 @@ __all__ = [
     "RandAugmentWithLabels",
     "RandomScaleCrop",
     "ScenesDataModule",
+    "TextDataModule",
+    "TextManifestDataModule",
+    "TokenizerOptions",
     "TrivialAugmentWithLabels",
 ]
 _PLACES = {
+    "Clinc150DataModule": "data.clinc150",
     "CutMix": "mixing",
     "FolderDataModule": "data.folder",
     "LabelledDataset": "data.dataset",
@@ -38,6 +47,9 @@ _PLACES = {
     "RandAugmentWithLabels": "data.augment",
     "RandomScaleCrop": "data.transforms",
     "ScenesDataModule": "data.scenes",
+    "TextDataModule": "data.text.module",
+    "TextManifestDataModule": "data.text.manifest",
+    "TokenizerOptions": "data.text.tokens",
     "TrivialAugmentWithLabels": "data.augment",
 }
 

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Transform
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from mtl_lightning.batch import Batch
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
-from mtl_lightning.data.pictures import FilesToPredict, OnError, Pictures, RowsToPredict, Unreadable, as_they_are, find_pictures
+from mtl_lightning.data.pictures import (
+    FilesToPredict,
+    OnError,
+    Pictures,
+    RowsToPredict,
+    Unreadable,
+    as_they_are,
+    check_pictures,
+    find_pictures,
+)
 from mtl_lightning.data.prepare import Preparation, Prepared
-from mtl_lightning.data.transforms import compose
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.data.transforms import Transform, compose
+from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError, MTLError
 from mtl_lightning.inputs import IMAGE, readers
 from mtl_lightning.mixing import Mixing
@@ -37,7 +48,7 @@ LEARN_ROWS = 256
 
 
 class MultiTaskDataModule(pl.LightningDataModule):
-    """Batches of rows that carry some of the labels.
+    """Batches of rows that carry some of the labels: pictures here, texts in ``TextDataModule``.
 
     Args:
         batch_size: rows per process and step.
@@ -67,8 +78,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
         image_size: int | tuple[int, int] | None = None,
         channels: int = 3,
-        train_transforms: list[Transform] | None = None,
-        eval_transforms: list[Transform] | None = None,
+        train_transforms: list[v2.Transform] | None = None,
+        eval_transforms: list[v2.Transform] | None = None,
         drop_last: bool | None = None,
         mixing: Mixing | None = None,
         balance: str | None = None,
@@ -98,7 +109,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.image = IMAGE
         self.inputs = [IMAGE]
         self.chosen: dict[str, str] = {}
-        self.pictures: tuple[Pictures, OnError] | None = None
+        self.to_predict: Callable[[], Dataset[Any]] | None = None  # instead of the test split
 
     @abstractmethod
     def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
@@ -121,7 +132,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 raise ConfigError("the data module has no tasks: set datamodule.tasks = {name: task} or attach a trainer")
             self.take(self.trainer.lightning_module)
         tasks = self.tasks or {}
-        if stage == "predict" and self.pictures is not None:
+        if stage == "predict" and self.to_predict is not None:
             return  # the tasks know from the checkpoint what they learnt
         wanted = [split for split in SPLITS[stage] if split not in self.splits]
         if not wanted:
@@ -176,6 +187,46 @@ class MultiTaskDataModule(pl.LightningDataModule):
             self._learn()
             self._try_transforms()
             self._survey()
+
+    def transform(self, train: bool) -> Transform:
+        """From a stored row to what the collate takes, in training or in evaluation."""
+        return compose(self.transforms["train" if train else "eval"], self.image_size)
+
+    def preparation(self) -> Preparation | TextPreparation:
+        """How a trained model prepares what it is given."""
+        return Preparation(self.transforms["eval"], self.image_size, self.channels)
+
+    def preparation_state(self) -> dict[str, str]:
+        """What that has learnt from the training split, for checkpoints."""
+        return {}
+
+    def restore_preparation(self, state: Mapping[str, str]) -> None:
+        """Take over what a checkpoint's has learnt."""
+
+    def check_encoder(self, encoder: Encoder) -> None:
+        """Raise :class:`ConfigError` for an encoder that cannot read this data."""
+
+    def take_inputs(self, inputs: Path, column: str | None, on_error: OnError) -> str:
+        """Let ``predict`` be about these pictures, and not about the test split.
+
+        Args:
+            inputs: a folder, a table or a file.
+            column: of the table; None takes that of the data.
+            on_error: whether to ``skip`` what cannot be read.
+
+        Returns:
+            What was left out, in a line; empty if nothing was.
+
+        Raises:
+            DataError: there is nothing to predict, or it cannot be read.
+            ConfigError: the table has no such column.
+        """
+        pictures = self.find_pictures(inputs, column)
+        if on_error == "raise":
+            check_pictures(pictures)
+        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
+        self.to_predict = lambda: FilesToPredict(pictures, preparation, on_error)
+        return pictures.note
 
     def find_pictures(self, inputs: Path, column: str | None) -> Pictures:
         """The pictures that ``--inputs`` of ``predict`` means.
@@ -279,9 +330,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         Console().print(table)
 
     def _augmented(self, split: str, train: bool, further: int = 0) -> AugmentedDataset:
-        transform = compose(self.transforms["train" if train else "eval"], self.image_size)
         seed = (self.seed or 0) + FURTHER * further
-        return AugmentedDataset(self.splits[split], transform, seed, self.check_inputs(self.tasks or {}))
+        return AugmentedDataset(self.splits[split], self.transform(train), seed, self.check_inputs(self.tasks or {}))
 
     def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
         dataset, augmented = self.splits[split], self._augmented(split, train, further)
@@ -329,13 +379,12 @@ class MultiTaskDataModule(pl.LightningDataModule):
         return self._loader("test", train=False)
 
     def predict_dataloader(self) -> "_Batches":
-        """The pictures that :attr:`pictures` names, or else those of the test split, in order and one by one."""
-        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
-        rows: FilesToPredict | RowsToPredict
-        if self.pictures is not None:
-            rows = FilesToPredict(self.pictures[0], preparation, self.pictures[1])
+        """What :meth:`take_inputs` was given, or else the rows of the test split, in order and one by one."""
+        rows: Dataset[Any]
+        if self.to_predict is not None:
+            rows = self.to_predict()
         else:
-            rows = RowsToPredict(self.splits["test"], preparation, self.seed or 0, self.inputs)
+            rows = RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0, self.inputs)
         return _Batches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
 
 
@@ -345,7 +394,7 @@ class _Batches:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
-    def __iter__(self) -> Iterator[list[Prepared | Unreadable]]:
+    def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
         for items in self.loader:
             for item in items:
                 if isinstance(item, MTLError):

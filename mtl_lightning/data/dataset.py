@@ -60,7 +60,8 @@ class LabelledDataset(Dataset[dict[str, Any]]):
         """One row before augmentation.
 
         Returns:
-            ``id``; ``image``, a ``tv_tensors.Image`` uint8 [C, H, W]; ``size`` (height, width) as stored; and per labelled task
+            ``id``; ``image``, a ``tv_tensors.Image`` uint8 [C, H, W] (or ``text``, a string, where the data module's
+            ``transform`` makes ids of it); ``size`` (height, width) as stored; and per labelled task
             a plain tensor (class index, numbers, 0/1 labels with NaN where missing), a :class:`~mtl_lightning.data.tv.ClassMap`,
             :class:`~mtl_lightning.data.tv.Depth`, :class:`~mtl_lightning.data.tv.Normals` or ``tv_tensors.BoundingBoxes`` with
             one box (which becomes x0, y0, x1, y1 as fractions of width and height).

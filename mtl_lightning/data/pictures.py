@@ -12,6 +12,7 @@ from mtl_lightning.data.files import image_mode
 from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
+from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -174,8 +175,8 @@ class FilesToPredict(Dataset[Prepared | Unreadable | MTLError]):
             return Unreadable(name, str(error).removeprefix(f"{name}: "))
 
 
-class RowsToPredict(Dataset[Prepared | Unreadable | MTLError]):
-    """The pictures of a split, prepared.
+class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
+    """The pictures or texts of a split, prepared.
 
     Args:
         dataset: the split.
@@ -184,23 +185,31 @@ class RowsToPredict(Dataset[Prepared | Unreadable | MTLError]):
         inputs: names of the pictures that a row may have.
     """
 
-    def __init__(self, dataset: LabelledDataset, preparation: Preparation, seed: int, inputs: Sequence[str] = (IMAGE,)) -> None:
+    def __init__(
+        self,
+        dataset: LabelledDataset,
+        preparation: Preparation | TextPreparation,
+        seed: int,
+        inputs: Sequence[str] = (IMAGE,),
+    ) -> None:
         self.dataset, self.preparation, self.seed, self.inputs = dataset, preparation, seed, list(inputs)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Prepared | Unreadable | MTLError:
+    def __getitem__(self, index: int) -> Prepared | PreparedText | Unreadable | MTLError:
         try:
             sample: dict[str, Any] = self.dataset[index]
-            found = {name: self._prepare(sample, name, index) for name in self.inputs if name in sample}
+            if isinstance(self.preparation, TextPreparation):
+                return self.preparation.sample(sample)
+            found = {name: self._prepare(self.preparation, sample, name, index) for name in self.inputs if name in sample}
             return together(str(sample["id"]), found) if len(self.inputs) > 1 else found[self.inputs[0]]
         except MTLError as error:
             return error
 
-    def _prepare(self, sample: Mapping[str, Any], name: str, index: int) -> Prepared:
+    def _prepare(self, preparation: Preparation, sample: Mapping[str, Any], name: str, index: int) -> Prepared:
         with sample_randomness(self.seed, 0, index):
-            return self.preparation.prepare(sample[name], str(sample["id"]))
+            return preparation.prepare(sample[name], str(sample["id"]))
 
 
 def as_they_are(items: list[Any]) -> list[Any]:

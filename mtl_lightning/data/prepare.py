@@ -15,7 +15,10 @@ from torchvision.transforms.v2 import functional as F
 from mtl_lightning.data.files import as_pixels, read_image
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.errors import DataError
+from mtl_lightning.forms import PictureForm
+from mtl_lightning.forms import Size as ExportSize
 from mtl_lightning.frame import Frame
+from mtl_lightning.inputs import IMAGE
 
 FRAME = "_frame"
 GRID = 33
@@ -40,6 +43,21 @@ class Prepared(NamedTuple):
     frame: Frame
     inputs: Mapping[str, "Prepared"] | None = None
 
+    @property
+    def input(self) -> str:
+        """Where the network reads it, if there is one input."""
+        return IMAGE
+
+    @property
+    def tensor(self) -> Tensor:
+        """What the network reads."""
+        return self.image
+
+    @property
+    def text(self) -> None:
+        """It is none."""
+        return None
+
     def seen_by(self, task: str, reads: Mapping[str, str]) -> "Prepared | None":
         """What a task reads of it; None where the row lacks that."""
         return self.inputs.get(reads[task]) if self.inputs else self
@@ -52,7 +70,7 @@ def together(name: str, inputs: Mapping[str, Prepared]) -> Prepared:
 
 
 class Preparation:
-    """The run's evaluation transforms, size and channels.
+    """The run's evaluation transforms, size and channels; :class:`~mtl_lightning.data.text.prepare.TextPreparation` is its twin.
 
     Args:
         transforms: of ``torchvision.transforms.v2``.
@@ -67,6 +85,35 @@ class Preparation:
         self.image_size = image_size
         self.channels = channels
         self._transform = compose(self.transforms, image_size)
+
+    def take(self, item: Any, number: int, known: Sequence[str] = (IMAGE,)) -> Prepared:
+        """Prepare what is given to predict.
+
+        Args:
+            item: a path or a picture in memory; of a model of several inputs a dict of these, which may lack some.
+            number: of the item, for its name.
+            known: the inputs of the model.
+
+        Raises:
+            DataError: it is neither, or cannot be read.
+        """
+        name = f"picture {number}"
+        if list(known) == [IMAGE]:
+            return self._take(item, name)
+        if not isinstance(item, Mapping) or not item or not set(item) <= set(known):
+            given = f"a dict of {', '.join(map(str, item))}" if isinstance(item, Mapping) else type(item).__name__
+            raise DataError(f"{name} is {given}; give a dict of one or several of its inputs: {', '.join(known)}")
+        return together(name, {read: self._take(picture, name) for read, picture in item.items()})
+
+    def _take(self, item: Any, name: str) -> Prepared:
+        if isinstance(item, str | os.PathLike):
+            return self.read(item)
+        return self.prepare(as_image(item, self.channels, name), name)
+
+    def form(self, size: ExportSize | None) -> PictureForm:
+        """What an exported model reads; None takes the size of the run."""
+        mine = self.image_size if self.image_size is None or isinstance(self.image_size, int) else tuple(self.image_size)
+        return PictureForm(self.channels, size or mine or "any", [str(transform) for transform in self.transforms])  # type: ignore[arg-type]
 
     def read(self, path: str | os.PathLike[str], name: str | None = None) -> Prepared:
         """Prepare the picture in a file.

@@ -57,6 +57,58 @@ class Stage(nn.Module):
 class Encoder(nn.Module):
     """A backbone as stages in order, so that any architecture can step through it.
 
+    What the data gives is made ready for the first stage by :meth:`start`: of pictures in :class:`ImageEncoder`, of texts in
+    :class:`~mtl_lightning.encoders.text.TextEncoder`.
+
+    Args:
+        stages: in order; each continues where the one before ended.
+        take: how many of the stages, from the first on; None takes all.
+
+    Raises:
+        ConfigError: more stages than there are.
+    """
+
+    fresh: bool = False
+    """Whether its weights are random draws, so that an architecture's copies draw their own instead of repeating them."""
+
+    def __init__(self, stages: Sequence[Stage], take: int | None = None) -> None:
+        super().__init__()
+        take = len(stages) if take is None else take
+        if not 1 <= take <= len(stages):
+            raise ConfigError(
+                f"model.encoder.init_args.stages is {take}, expected 1 to {len(stages)} or null for all: "
+                f"{type(self).__name__} has the stages {describe([stage.spec for stage in stages])}"
+            )
+        self.stages = nn.ModuleList(stages[:take])
+
+    @property
+    def specs(self) -> list[FeatureSpec]:
+        """What each stage gives, finest first."""
+        return [stage.spec for stage in self.stages]  # type: ignore[union-attr, misc]
+
+    def start(self, source: Features) -> Features:
+        """Check the input and make it ready for the first stage; here it passes as it is."""
+        return source
+
+    def forward(self, source: Features) -> list[Features]:
+        """All stages in turn.
+
+        Args:
+            source: the input as the data gives it, [B, C, H, W] in 0..1 or token ids [B, L].
+
+        Returns:
+            The pyramid, finest first.
+        """
+        features, pyramid = self.start(source), []
+        for stage in self.stages:
+            features = stage(features)
+            pyramid.append(features)
+        return pyramid
+
+
+class ImageEncoder(Encoder):
+    """A backbone for pictures.
+
     Args:
         stages: in order; each continues where the one before ended.
         in_channels: 1 or 3.
@@ -70,8 +122,6 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
-    fresh: bool = False
-    """Whether its weights are random draws, so that an architecture's copies draw their own instead of repeating them."""
 
     def __init__(
         self,
@@ -82,15 +132,8 @@ class Encoder(nn.Module):
         smallest: int | Sequence[int] = 1,
         take: int | None = None,
     ) -> None:
-        super().__init__()
-        take = len(stages) if take is None else take
-        if not 1 <= take <= len(stages):
-            raise ConfigError(
-                f"model.encoder.init_args.stages is {take}, expected 1 to {len(stages)} or null for all: "
-                f"{type(self).__name__} has the stages {describe([stage.spec for stage in stages])}"
-            )
-        self.smallest = smallest if isinstance(smallest, int) else smallest[take - 1]
-        self.stages = nn.ModuleList(stages[:take])
+        super().__init__(stages, take)
+        self.smallest = smallest if isinstance(smallest, int) else smallest[len(self.stages) - 1]
         self.in_channels = in_channels
         for key, value in {"mean": mean, "std": std}.items():
             values = [value] * in_channels if isinstance(value, int | float) else list(value)
@@ -98,13 +141,13 @@ class Encoder(nn.Module):
                 raise ConfigError(f"encoder.{key} has {len(values)} numbers, expected one per channel: {in_channels}")
             self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
-    @property
-    def specs(self) -> list[FeatureSpec]:
-        """What each stage gives, finest first."""
-        return [stage.spec for stage in self.stages]  # type: ignore[union-attr, misc]
-
     def start(self, image: Features) -> Features:
-        """Check and normalise the input; padding becomes 0."""
+        """Check and normalise the input [B, in_channels, H, W] in 0..1; padding becomes 0."""
+        if image.tensor.ndim != 4:
+            raise ConfigError(
+                f"model.encoder {type(self).__name__} reads pictures, the data gives texts; take a text encoder (BagOfWords, "
+                "TextGRU, TextAttention, TextTransformer), or a data module of pictures"
+            )
         if image.tensor.shape[1] != self.in_channels:
             raise ConfigError(
                 f"the encoder takes {self.in_channels}-channel images, the data gives {image.tensor.shape[1]}; "
@@ -117,21 +160,6 @@ class Encoder(nn.Module):
             )
         tensor = (image.tensor - self.mean) / self.std
         return Features(tensor if image.valid is None else tensor * image.valid, image.valid)
-
-    def forward(self, image: Features) -> list[Features]:
-        """All stages in turn.
-
-        Args:
-            image: [B, in_channels, H, W] in 0..1.
-
-        Returns:
-            The pyramid, finest first.
-        """
-        features, pyramid = self.start(image), []
-        for stage in self.stages:
-            features = stage(features)
-            pyramid.append(features)
-        return pyramid
 
 
 def describe(specs: Sequence[FeatureSpec]) -> str:

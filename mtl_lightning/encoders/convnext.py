@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.trunk import build_trunk, cut
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.features import FeatureSpec
@@ -16,7 +16,7 @@ ConvNeXtName = Literal[
 STRIDES = (4, 8, 16, 32)
 
 
-class ConvNeXt(Encoder):
+class ConvNeXt(ImageEncoder):
     """ConvNeXt after Liu et al., "A ConvNet for the 2020s", CVPR 2022.
 
     Four stages: the stem of 4 x 4 patches with the first group of blocks, then the other groups, each behind its

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.encoders.base import ImageEncoder
 from mtl_lightning.encoders.trunk import as_stages, build_trunk
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 
@@ -21,7 +21,7 @@ LAYERS = (
 )
 
 
-class DenseNet(Encoder):
+class DenseNet(ImageEncoder):
     """DenseNet after Huang et al., "Densely Connected Convolutional Networks", CVPR 2017.
 
     Five stages: the stem without its max-pooling, then the dense blocks, the first behind the max-pooling, the others behind

@@ -6,7 +6,7 @@ from typing import Literal
 import torchvision
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.weights import load_weights
 from mtl_lightning.features import FeatureSpec
 
@@ -20,7 +20,7 @@ LAYERS = (
 CHANNELS = (64, 192, 480, 832, 1024)
 
 
-class GoogLeNet(Encoder):
+class GoogLeNet(ImageEncoder):
     """GoogLeNet after Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, without its auxiliary classifiers.
 
     Five stages, each after the first begins with its max-pooling: strides 2, 4, 8, 16, 32. Images must be at least 15 x 15.

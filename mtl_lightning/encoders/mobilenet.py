@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.encoders.base import ImageEncoder
 from mtl_lightning.encoders.trunk import as_stages, build_trunk, cut
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 
@@ -20,7 +20,7 @@ STARTS = {
 """Which of torchvision's layers begin a stage."""
 
 
-class MobileNet(Encoder):
+class MobileNet(ImageEncoder):
     """MobileNetV2 and MobileNetV3.
 
     Five stages, each but the first beginning where the map gets smaller: strides 2, 4, 8, 16, 32; the last one ends with the

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder
+from mtl_lightning.encoders.base import ImageEncoder
 from mtl_lightning.encoders.trunk import as_stages, build_trunk
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 
@@ -27,7 +27,7 @@ RegNetName = Literal[
 ]
 
 
-class RegNet(Encoder):
+class RegNet(ImageEncoder):
     """RegNetX and RegNetY (with squeeze and excitation).
 
     Five stages: the stem, then the four groups of blocks: strides 2, 4, 8, 16, 32. Radosavovic et al., "Designing Network

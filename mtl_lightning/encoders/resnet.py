@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.trunk import build_trunk, out_channels
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.errors import ConfigError
@@ -27,7 +27,7 @@ ResNetName = Literal[
 LAYERS = (("conv1", "bn1", "relu"), ("maxpool", "layer1"), ("layer2",), ("layer3",), ("layer4",))
 
 
-class ResNet(Encoder):
+class ResNet(ImageEncoder):
     """ResNet, ResNeXt and wide ResNet.
 
     Five stages: the stem without its max-pooling, then the four layers, the first of them behind the max-pooling: strides

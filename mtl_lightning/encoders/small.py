@@ -4,13 +4,13 @@ from collections import OrderedDict
 
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.weights import load_own
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
 
 
-class SmallCNN(Encoder):
+class SmallCNN(ImageEncoder):
     """One stage of convolution 3x3, batch norm, ReLU and max-pooling 2x2 per width.
 
     Images must be at least 2 ** len(widths) pixels high and wide; they are taken in 0..1 as they are.

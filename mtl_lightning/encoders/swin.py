@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import nn
 from torchvision.ops.misc import Permute
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.trunk import build_trunk, cut
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.features import FeatureSpec
@@ -13,7 +13,7 @@ from mtl_lightning.features import FeatureSpec
 SwinName = Literal["swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"]
 
 
-class Swin(Encoder):
+class Swin(ImageEncoder):
     """Swin transformer, versions 1 and 2.
 
     Four stages: the 4 x 4 patches with the first group of blocks, then the other groups, each behind its patch merging; the

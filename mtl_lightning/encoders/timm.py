@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.weights import SKIPPED, fill, load_own, read_weights
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
@@ -44,7 +44,7 @@ class TimmStage(Stage):
         return features.like(tensor.permute(0, 3, 1, 2) if self.leaves else tensor)
 
 
-class Timm(Encoder):
+class Timm(ImageEncoder):
     """Any network of timm (Wightman, PyTorch Image Models, 2019) whose features come one after the other.
 
     The stages are timm's feature levels: stage i maps what stage i - 1 gave. That this is what the network itself computes is

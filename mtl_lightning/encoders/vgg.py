@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import FeatureSpec
@@ -15,7 +15,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 
 
-class VGG(Encoder):
+class VGG(ImageEncoder):
     """VGG after Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015.
 
     Five stages, each ends with its max-pooling: strides 2, 4, 8, 16, 32. Images must be at least 32 x 32 (less

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.encoders.trunk import build_trunk
 from mtl_lightning.encoders.weights import imagenet_normalisation, load_weights
 from mtl_lightning.errors import ConfigError
@@ -111,7 +111,7 @@ def _modern(key: str) -> str:
     return key.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
 
 
-class ViT(Encoder):
+class ViT(ImageEncoder):
     """Vision transformer after Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
 
     Four stages of a quarter of the blocks each, all at the stride of the patches: there is no pyramid, so heads that need one

@@ -9,7 +9,7 @@ from mtl_lightning.errors import ConfigError
 from mtl_lightning.tasks.base import Task
 
 RESERVED = {
-    *("image", "id", "size", "score", "loss", "delta_m", "epoch", "step", "train", "val", "test"),
+    *("image", "text", "words", "id", "size", "score", "loss", "delta_m", "epoch", "step", "train", "val", "test"),
     *dir(nn.ModuleDict()),
 }
 """Names that logs, batches and modules use themselves."""

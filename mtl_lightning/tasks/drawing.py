@@ -71,6 +71,14 @@ def show_image(axes: Axes, image: Tensor, dim: float = 0.0) -> None:
     _frame(axes, image, "#f6f8fa")
 
 
+def show_input(axes: Axes, image: Tensor, text: str | None) -> None:
+    """Show a picture, or, where there is one, a text."""
+    if text is None:
+        show_image(axes, image)
+    else:
+        write(axes, image, text)
+
+
 def no_label(axes: Axes, image: Tensor) -> None:
     """Say that this row has no label for the task."""
     write(axes, image, "no label", GREY)

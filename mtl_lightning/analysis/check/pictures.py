@@ -13,7 +13,7 @@ from mtl_lightning.analysis.figures import plain, save
 from mtl_lightning.analysis.pictures import cells, draw_task, legend, take_row
 from mtl_lightning.batch import Batch
 from mtl_lightning.tasks.base import Task
-from mtl_lightning.tasks.drawing import short, show_image, show_nothing
+from mtl_lightning.tasks.drawing import short, show_input, show_nothing
 
 WIDE = 14
 """Cells side by side, where several samples fit."""
@@ -68,9 +68,10 @@ def _draw_sample(
         if image is None:
             show_nothing(cell, taken.image)
         else:
-            show_image(cell, image)
+            show_input(cell, image, taken.text)
         cell.set_title(name, fontsize=7)
-    cells[0].set_title(f"{short(batch.ids[row])}\n{width} x {height}", fontsize=7)
+    size = f"{width} words" if batch.texts else f"{width} x {height}"
+    cells[0].set_title(f"{short(batch.ids[row])}\n{size}", fontsize=7)
     for cell, (name, task) in zip(cells[len(shown) :], tasks.items(), strict=True):
         draw_task(cell, name, task, taken, predicted=False)
         cell.set_title(name, fontsize=7)

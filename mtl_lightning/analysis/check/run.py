@@ -139,7 +139,7 @@ class Report:
         self.add("Balance", "\n\n".join(balances))
         self.add("Ranges", page.ranges(found.tallies))
         self.add("Labelled pixels", page.coverage(found.tallies))
-        self.add("Pictures as stored", page.sizes(found))
+        self.add("Pictures as stored", page.sizes(found) if any(found.sizes.values()) else None)
         self._lines = [f"  {fault.where}: {fault.problem}" for fault in found.faults[: self.shown]]
         if len(found.faults) > self.shown:
             self._lines.append(f"  … and {len(found.faults) - self.shown} more in {self.folder / 'faults.txt'}")
