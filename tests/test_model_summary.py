@@ -9,7 +9,7 @@ from mtl_lightning.analysis.flops import Flops
 from mtl_lightning.analysis.layout import lay_out
 from mtl_lightning.analysis.model_summary import summarize_model
 from mtl_lightning.analysis.model_tables import flops_told, model_page, model_table, short_count
-from mtl_lightning.architectures import Architecture, HardSharing
+from mtl_lightning.architectures import LTB, Architecture, HardSharing
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.model import MultiTaskModel
 from tests.sharers import Attending, Mixed, Parting, Separate, Stitched, network
@@ -143,6 +143,19 @@ def test_what_is_added_stands_behind_its_stage(kind: type[Architecture], titles:
     columns = lay_out(network(kind, 3), ROW).columns
     assert [column.title for column in columns] == titles and [column.boxes[0].sizes for column in columns] == sizes
     assert [column.added for column in columns] == [not title.startswith("stage") for title in titles]
+
+
+def test_what_learns_no_more_is_drawn_so() -> None:
+    """The branches that a fixed tree leaves out, and the logits that chose."""
+    model = network(LTB, 2)
+    model.architecture.set_epoch(10)
+    columns = lay_out(model, ROW).columns
+    assert [(column.title, sorted(box.frozen for box in column.boxes)) for column in columns] == [
+        ("stage 1", [False, True]), ("logits", [True]), ("stage 2", [False, True]), ("logits", [True]),
+    ]  # fmt: skip
+    trunk = network(HardSharing, 2)
+    still = list(trunk.architecture.stages()[0][0].parameters())
+    assert [column.boxes[0].frozen for column in lay_out(trunk, ROW, still).columns] == [True, False]
 
 
 def test_many_tasks_share_lanes() -> None:

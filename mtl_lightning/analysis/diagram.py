@@ -15,7 +15,7 @@ from mtl_lightning.analysis.model_tables import short_count
 INK, FAINT, SHARED = "#1f2328", "#57606a", "#8c99a8"
 WIDE, THIN, GAP, EDGE = 0.86, 0.46, 0.24, 0.06
 """Inches: a stage, what is between stages, the way between two columns, what is left free around a box."""
-ALL, SOME, ONE, FROZEN, ADDED = KINDS = ("learnt by all tasks", "by some", "by one", "frozen", "added by the architecture")
+ALL, SOME, ONE, FROZEN, ADDED = KINDS = ("learnt by all tasks", "by some", "by one", "not learning", "added by the architecture")
 LOW = 0.2
 """Inches of the lowest box with a number in it; lower ones are drawn as one pile."""
 

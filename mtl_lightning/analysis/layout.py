@@ -17,9 +17,9 @@ class Box:
 
     Attributes:
         lanes: positions of the lanes whose tasks use it.
-        tasks: whose losses have a gradient by it; for what is frozen for good, who uses it.
+        tasks: whose losses have a gradient by it; for what is frozen for good, who uses it; for what nobody uses, all.
         sizes: parameters of each copy.
-        frozen: whether it is frozen for good.
+        frozen: whether it does not learn.
     """
 
     lanes: tuple[int, ...]
@@ -75,15 +75,16 @@ class _Piece:
     frozen: bool = False
 
 
-def lay_out(model: MultiTaskModel, inputs: Mapping[str, Tensor]) -> Layout:
+def lay_out(model: MultiTaskModel, inputs: Mapping[str, Tensor], still: Collection[nn.Parameter] = ()) -> Layout:
     """The diagram of a network.
 
     Args:
         model: left as it is.
         inputs: one row; a forward pass tells between which stages things are.
+        still: parameters that the configuration keeps from learning.
     """
     tasks, stages = list(model.heads), model.architecture.stages()
-    pieces = [*_stages(model, stages), *_added(model, stages, inputs)]
+    pieces = [*_stages(model, stages, set(still)), *_added(model, stages, inputs)]
     lanes = fold(tasks, [piece.users for piece in pieces])
     of = {task: lane for lane, names in enumerate(lanes) for task in names}
 
@@ -126,7 +127,7 @@ def _size(value: Tensor) -> str:
     return " x ".join(map(str, value.shape[1:])) if value.is_floating_point() else f"{value.shape[1]} tokens"
 
 
-def _stages(model: MultiTaskModel, stages: Sequence[Sequence[Stage]]) -> Iterator[_Piece]:
+def _stages(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], still: Collection[nn.Parameter]) -> Iterator[_Piece]:
     """Each copy of a stage; what else lies within it, as adapters, is added to it."""
     owners, everyone = model.architecture.owners(), frozenset(model.heads)
     for level, copies in enumerate(stages, start=1):
@@ -139,7 +140,8 @@ def _stages(model: MultiTaskModel, stages: Sequence[Sequence[Stage]]) -> Iterato
             sizes = {users: sum(value.numel() for _, value in found) for users, found in groups.items()}
             main = max(sizes, key=lambda users: sizes[users])
             others = frozenset().union(*(users for users in groups if users != main))
-            yield _Piece(level, None, main or others or everyone, sizes[main], frozen=not main)
+            frozen = not main or all(parameter in still for _, parameter in groups[main])
+            yield _Piece(level, None, main or others or everyone, sizes[main], frozen)
             for users, found in groups.items():
                 if users and users != main:
                     yield _Piece(level, _kind_within(found[0][0], everyone), users, sizes[users])
@@ -170,10 +172,10 @@ def _added(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], inputs: Map
         level = _by_order(name, ran, len(stages))
         if len(traced[kind]) == 1 and 0 not in counted[kind]:
             level = _by_number(architecture, name, len(stages)) or level
-        users = owners.get(parameter, frozenset()) or everyone
+        users = owners.get(parameter, frozenset())
         sums[level, kind, users] = sums.get((level, kind, users), 0) + parameter.numel()
     for (level, kind, users), size in sums.items():
-        yield _Piece(level, kind.replace("_", " "), users, size)
+        yield _Piece(level, kind.replace("_", " "), users or everyone, size, frozen=not users)
 
 
 def _order(model: MultiTaskModel, stages: Sequence[Sequence[Stage]], inputs: Mapping[str, Tensor]) -> dict[str, int]:

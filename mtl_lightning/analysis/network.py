@@ -21,4 +21,5 @@ def summary_of(module: Any, data: Any) -> ModelSummary:
 
 def write_network(summary: ModelSummary, module: Any, data: Any, folder: Path) -> None:
     """Draw ``model.png``."""
-    diagram(lay_out(module.model, data.first_row().inputs), diagram_title(summary, module.model), folder / "model.png")
+    layout = lay_out(module.model, data.first_row().inputs, module.frozen_for_good)
+    diagram(layout, diagram_title(summary, module.model), folder / "model.png")

@@ -39,8 +39,9 @@ class CrossStitch(Columns):
     equal parts of the others.
 
     The units learn slowly by themselves. The paper gives them 10 to 100 times the learning rate of the network: set
-    ``model.architecture_lr`` to that. The paper's trunks are single-task networks that were trained before; ours are fresh
-    copies, or the pretrained encoder in each.
+    ``model.architecture_lr`` to that. AdamW's weight decay grows with that rate and pulls the units to 0: lower ``weight_decay``
+    with it. The paper's trunks are single-task networks that were trained before; ours are fresh copies, or the pretrained
+    encoder in each.
 
     Up to the last unit all trunks serve all tasks and are shared; the last unit's weights and the stages behind it are each a
     task's own. Units have T x T weights, or T x T x C by channel. With T tasks, parameters and FLOPs are T times the encoder's;
