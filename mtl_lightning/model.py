@@ -1,13 +1,14 @@
 """The network itself: pure torch, to be used and exported without Lightning."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from mtl_lightning.architectures.base import Architecture
+from mtl_lightning.architectures.seen import unseen
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.heads.base import Head
@@ -117,11 +118,13 @@ class MultiTaskModel(nn.Module):
     def _some(self, source: Features, rows: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Predictions of some rows, spread over all of them."""
         places = torch.nonzero(rows).flatten()
-        # One row at least: processes wait for each other's gradients. Batch norm sees no picture in it that is to be kept.
+        # One row at least: processes wait for each other's gradients. Neither batch norm nor the means of gates keep it.
         some = places if len(places) else places.new_zeros(1)
         # And a copy of a single one: of a map of one cell batch norm could take no variance.
         run = some.repeat(2) if self.training and len(some) == 1 else some
-        with nullcontext() if len(places) else still(self):
+        with ExitStack() as stack:
+            for leave_no_trace in () if len(places) else (still, unseen):
+                stack.enter_context(leave_no_trace(self))
             found = self._heads(self.architecture(source.take(run), tasks), source.tensor)
 
         def spread(value: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import mtl_lightning
-from mtl_lightning.architectures import HardSharing
+from mtl_lightning.architectures import HardSharing, MMoE
 from mtl_lightning.batch import Batch, Collate
 from mtl_lightning.data import ManifestDataModule, MixUp
 from mtl_lightning.data.cache import ImageCache
@@ -176,6 +176,16 @@ def test_an_input_without_a_row_leaves_no_trace_and_a_single_row_can_be_normalis
     lone = batch_of(tasks, 0, right=[2])
     small = replace(lone, inputs={name: picture[..., :4, :4] for name, picture in lone.inputs.items()})
     assert model(small.inputs, rows=small.given, tasks=["shade", "tone"])["tone"].isfinite().all()
+
+
+def test_gates_are_watched_on_the_rows_of_their_input_alone() -> None:
+    tasks: dict[str, Task] = {name: Regression(names=["x"]) for name in ("shade", "tone")}
+    model = MultiTaskModel(tasks, MMoE(SmallCNN([4, 6]), list(tasks), experts=2), {"shade": "left", "tone": "right"}).eval()
+    model.architecture.watch(True)
+    pictures, rows = torch.rand(3, 3, 8, 8), torch.tensor([True, False, True])
+    for right in (rows & False, rows):
+        model({"left": pictures, "right": pictures}, rows={"left": rows, "right": right})
+    assert {name: gate.seen.count for name, gate in model.architecture.gates.items()} == {"shade": 4, "tone": 2}
 
 
 def test_features_are_refused() -> None:

@@ -1,6 +1,7 @@
 """Means of what a gate gave, taken while somebody watches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,19 @@ class Seen(nn.Module):
     def mean(self) -> Tensor | None:
         """[…]; None if nothing was seen."""
         return None if self.total is None else self.total / max(1, self.count)
+
+
+@contextmanager
+def unseen(module: nn.Module) -> Iterator[None]:
+    """What runs meanwhile is not counted."""
+    counting = [part for part in module.modules() if isinstance(part, Seen) and part.on]
+    for one in counting:
+        one.on = False
+    try:
+        yield
+    finally:
+        for one in counting:
+            one.on = True
 
 
 DIMENSIONS = 4

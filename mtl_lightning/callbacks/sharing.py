@@ -13,7 +13,7 @@ from mtl_lightning.analysis.attention_pictures import Look, attention_picture
 from mtl_lightning.analysis.flops import undisturbed
 from mtl_lightning.analysis.sharing_pictures import record, sharing_picture
 from mtl_lightning.architectures.base import Architecture, Table
-from mtl_lightning.architectures.seen import Seen, gather
+from mtl_lightning.architectures.seen import Seen, gather, unseen
 from mtl_lightning.batch import Batch
 from mtl_lightning.callbacks.report import spread
 from mtl_lightning.features import Features
@@ -65,18 +65,14 @@ class WatchSharing(Callback):
     def _look(self, module: Any, batch: Batch, batch_idx: int, batches: int) -> None:
         model = module.model
         # Its gates have seen these rows.
-        counting = [one for one in _seen(model.architecture) if one.on]
-        for one in counting:
-            one.on = False
-        for row in spread(SHOWN, batches, batch_idx, len(batch)):
-            for read, tasks in model.read_by(batch.inputs).items():
-                if read in batch.given and not bool(batch.given[read][row]):
-                    continue
-                look = _take(model, batch, row, read, tasks)
-                if look is not None:
-                    self._looks.append(look)
-        for one in counting:
-            one.on = True
+        with unseen(model):
+            for row in spread(SHOWN, batches, batch_idx, len(batch)):
+                for read, tasks in model.read_by(batch.inputs).items():
+                    if read in batch.given and not bool(batch.given[read][row]):
+                        continue
+                    look = _take(model, batch, row, read, tasks)
+                    if look is not None:
+                        self._looks.append(look)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log, before anything is saved: a run that goes on from a checkpoint has all rows up to it."""
