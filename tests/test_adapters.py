@@ -133,7 +133,7 @@ def test_what_is_at_a_frozen_trunk_learns_and_the_trunk_does_not(make: Make) -> 
     losses = step_of(architecture, PCGrad(), said, freezer.parameters)
     # Gradient methods have nothing to weigh, and say so.
     assert said == [
-        "All parameters that tasks share are frozen: PCGrad has no gradients to weigh, and every task counts with its loss times "
+        "Nothing that tasks share learns now: PCGrad has no gradients to weigh, and every task counts with its loss times "
         "1, as under Equal"
     ]
     for task, loss in losses.items():

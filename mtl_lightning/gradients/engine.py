@@ -123,7 +123,7 @@ class GradientEngine(nn.Module):
             self._frozen, self._revision, self._sharing = now, revision, Sharing(self._model[0], now)
             if self.method is not None and not self._sharing.shared:
                 self._report(
-                    f"All parameters that tasks share are frozen: {type(self.method).__name__} has no gradients to weigh, and "
+                    f"Nothing that tasks share learns now: {type(self.method).__name__} has no gradients to weigh, and "
                     "every task counts with its loss times 1, as under Equal"
                 )
         return self._sharing
