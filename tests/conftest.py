@@ -1,6 +1,8 @@
 """One thread per test process: the tiny networks gain nothing from more, and two pytest workers share two cores."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,16 @@ def _no_run_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def without_pictures() -> Iterator[None]:
     """For runs whose pictures nobody looks at: drawing them is half of a tiny run's time."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """The same for a whole test."""
+    with without_pictures():
+        yield

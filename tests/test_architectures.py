@@ -1,5 +1,6 @@
 """What must hold for every architecture over every encoder under every weighting."""
 
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtl_lightning import encoders
+from mtl_lightning.encoders import Encoder
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from tests.cells import ARCHITECTURES, ENCODERS, Cell, Trial, every_cell, network, pairwise
@@ -104,6 +107,41 @@ def test_a_checkpoint_predicts_the_same(architecture: str, encoder: str, tmp_pat
             assert [level.tensor.shape[1] for level in alone[task]] == [spec.channels for spec in other.architecture.specs(task)]
             for level, same in zip(alone[task], every[task], strict=True):
                 torch.testing.assert_close(level.tensor, same.tensor, rtol=1e-9, atol=1e-12)
+
+
+FAMILIES: dict[str, Callable[[], Encoder]] = {
+    "DenseNet": lambda: encoders.DenseNet("densenet121", stages=2),
+    "EfficientNet": lambda: encoders.EfficientNet("efficientnet_b0", stages=3),
+    "GoogLeNet": lambda: encoders.GoogLeNet(stages=3),
+    "MobileNet": lambda: encoders.MobileNet("mobilenet_v3_small"),
+    "RegNet": lambda: encoders.RegNet("regnet_y_400mf", stages=3),
+    "Swin": lambda: encoders.Swin("swin_t", stages=2),
+    "VGG": lambda: encoders.VGG("vgg11_bn", stages=3),
+    "Timm": lambda: encoders.Timm("convnext_atto", stages=2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_family_of_encoders(family: str, architecture: str) -> None:
+    """Features as promised, and a gradient by every parameter from the tasks that own it."""
+    if family == "Timm":
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = ARCHITECTURES[architecture](FAMILIES[family](), ["a", "b", "c"]).train()
+    model.set_epoch(0)
+    pyramids, owners = model(Features(torch.rand(2, 3, 64, 64))), model.owners()
+    parameters = list(model.parameters())
+    assert set(owners) == set(parameters)
+    for task, pyramid in pyramids.items():
+        for level, spec in zip(pyramid, model.specs(task), strict=True):
+            assert level.tensor.shape[:2] == (2, spec.channels)
+            assert level.tensor.shape[-1] == 64 // spec.stride
+        total = torch.stack([level.tensor.square().mean() for level in pyramid]).sum()
+        found = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            assert (gradient is not None) == (task in owners[parameter])
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -99,6 +99,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))
@@ -120,7 +121,7 @@ def test_the_commands_one_after_the_other(place: Path, monkeypatch: pytest.Monke
     assert (place / "answers/predictions.csv").exists() and (place / "clinc150.pt2.tokenizer.json").exists()
 
 
-@pytest.mark.parametrize("part", SLOW)
+@pytest.mark.parametrize("part", [pytest.param(p, marks=pytest.mark.slow) if p == "scenes_wandb" else p for p in SLOW])
 def test_the_commands_that_take_longer(place: Path, part: str) -> None:
     if part in ("WandbLogger", "scenes_wandb"):
         pytest.importorskip("wandb")

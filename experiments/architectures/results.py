@@ -45,7 +45,7 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 def first(config: Mapping[str, Any], summaries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Each task's first metric, which decides its score."""
-    return {task: next(iter(part["metrics"])) for summary in summaries for task, part in summary["tasks"].items()}
+    return {task: next(iter(part["measures"])) for summary in summaries for task, part in summary["tasks"].items()}
 
 
 def values(summaries: Sequence[Mapping[str, Any]], task: str, metric: str) -> list[float]:

@@ -89,9 +89,8 @@ def model_table(summary: ModelSummary, title: str) -> Table:
     table = Table(title=title)
     for column in HEADER:
         words = column == "part"
-        table.add_column(
-            column, justify="left" if words else "right", overflow="ellipsis", no_wrap=True, min_width=None if words else 7
-        )
+        # In a narrow terminal the words take two lines, and the numbers stay whole.
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words)
     for label, part in _parts(summary, GROUPS):
         table.add_row(*_cells(label, part, summary.parameters))
     table.add_section()
