@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from mtl_lightning.architectures import Architecture
-from mtl_lightning.encoders import Encoder, SmallCNN, Stage
+from mtl_lightning.encoders import Encoder, ImageEncoder, SmallCNN, Stage
 from mtl_lightning.encoders.vit import BlockStage, Patches
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.gradients import EngineOptions
@@ -64,7 +64,7 @@ def strided() -> Encoder:
     for depth in range(3):
         convolution = nn.Conv2d(sizes[depth], sizes[depth + 1], 3, stride=2, padding=1)
         stages.append(Stage(nn.Sequential(convolution, nn.Tanh()), FeatureSpec(sizes[depth + 1], 2 ** (depth + 1))))
-    return Encoder(stages, 3, 0.0, 1.0).double()
+    return ImageEncoder(stages, 3, 0.0, 1.0).double()
 
 
 def check_padding(architecture: Architecture, height: int = 11, width: int = 13) -> None:
@@ -116,7 +116,7 @@ class TextEncoder(Encoder):
         for _ in range(2):
             body = nn.Sequential(nn.Conv2d(width, width, (1, 3), padding=(0, 1)), nn.Tanh())
             stages.append(Stage(body, FeatureSpec(width)))
-        super().__init__(stages, 1, 0.0, 1.0)
+        super().__init__(stages)
 
     def start(self, image: Features) -> Features:
         return image
@@ -129,7 +129,7 @@ def transformer() -> Encoder:
     blocks = [EncoderBlock(2, width, 16, 0.0, 0.0) for _ in range(2)]
     patches = Patches(nn.Conv2d(3, width, 8, 8), nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 5, width)))
     stages = [BlockStage(blocks[:1], spec, patches), BlockStage(blocks[1:], spec, norm=nn.LayerNorm(width))]
-    return Encoder(stages, 3, 0.0, 1.0).double()
+    return ImageEncoder(stages, 3, 0.0, 1.0).double()
 
 
 def check_token(architecture: Architecture) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mtl_lightning.architectures import NDDR, Architecture, CrossStitch, SoftSharing, SplitAt
 from mtl_lightning.encoders import SmallCNN
-from mtl_lightning.encoders.base import Encoder, Stage
+from mtl_lightning.encoders.base import ImageEncoder, Stage
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
 from mtl_lightning.gradients.engine import EngineOptions, check
@@ -144,7 +144,7 @@ class Tokens(Stage):
 
 @pytest.mark.parametrize("build", [CrossStitch, NDDR])
 def test_tokens_and_padding_go_through_units(build: Callable[..., Architecture]) -> None:
-    encoder = Encoder([Tokens(Half(), FeatureSpec(3, token=True)) for _ in range(2)], 3, 0.0, 1.0)
+    encoder = ImageEncoder([Tokens(Half(), FeatureSpec(3, token=True)) for _ in range(2)], 3, 0.0, 1.0)
     options = {} if build is CrossStitch else {"norm": False, "relu": False}
     model = build(encoder, ["a", "b"], same=0.75, **options).double()
     with torch.no_grad():

@@ -17,6 +17,7 @@ from mtl_lightning.encoders import (
     EfficientNet,
     Encoder,
     GoogLeNet,
+    ImageEncoder,
     MobileNet,
     RegNet,
     ResNet,
@@ -251,7 +252,7 @@ def test_older_names_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_smallest_images(family: type[Encoder], arguments: dict[str, Any], sizes: tuple[int, ...]) -> None:
     whole = family(**arguments).eval()
     for count, size in enumerate(sizes, start=1):
-        encoder = Encoder(list(whole.stages), 3, 0.0, 1.0, smallest=sizes, take=count).eval()  # type: ignore[arg-type]
+        encoder = ImageEncoder(list(whole.stages), 3, 0.0, 1.0, smallest=sizes, take=count).eval()  # type: ignore[arg-type]
         assert len(encoder.specs) == count
         with torch.no_grad():
             assert encoder(Features(torch.rand(1, 3, size, size + 1)))[-1].tensor.numel() > 0

@@ -75,7 +75,7 @@ class Words(Encoder):
 
         spec = FeatureSpec(4, token=True)
         later = [Later(nn.Sequential(nn.Conv2d(4, 4, (1, 3), padding=(0, 1)), nn.Tanh()), spec) for _ in range(2)]
-        super().__init__([First(nn.Embedding(9, 4), spec), *later], 1, 0.0, 1.0)
+        super().__init__([First(nn.Embedding(9, 4), spec), *later])
 
     def start(self, image: Features) -> Features:
         return image
