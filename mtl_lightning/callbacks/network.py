@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from mtl_lightning.analysis.model_summary import ModelSummary
@@ -33,6 +34,8 @@ class NetworkPage(Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, tell and draw."""
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            return  # one process alone cannot run a network of which it has a part
         summary = summary_of(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         if self.show:
             show_network(summary, f"{self.folder.name}: the network")
