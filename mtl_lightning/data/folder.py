@@ -9,8 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.data.cache import ImageCache
-from mtl_lightning.data.dataset import LabelledDataset
-from mtl_lightning.data.manifest import ManifestDataModule
+from mtl_lightning.data.listed import ListedDataModule
 from mtl_lightning.data.splits import Split
 from mtl_lightning.data.table import Places, Table
 from mtl_lightning.data.tree import Picture, Root, join_roots, read_root
@@ -41,7 +40,7 @@ class FolderPlaces(Places):
         return self.folders[row]
 
 
-class FolderDataModule(ManifestDataModule):
+class FolderDataModule(ListedDataModule):
     """Pictures sorted into class folders: ``train/cat/x.jpg``, or ``cat/x.jpg`` and a seeded split.
 
     One root labels one task. With several roots each picture carries the labels of the roots it lies under: mostly one; a file
@@ -73,33 +72,13 @@ class FolderDataModule(ManifestDataModule):
         cache: ImageCache | None = None,
         **kwargs: Any,
     ) -> None:
-        split = split if split is not None else Split()
-        for key in ("column", "files", "group", "stratify"):
-            if getattr(split, key) is not None:
-                raise ConfigError(f"data.init_args.split.{key} is for manifests; folders have no columns: leave it out")
         named = root if isinstance(root, dict) else {"": root}
         if not named:
             raise ConfigError("data.init_args.root is empty, expected a folder, or a folder for each task")
         folders = {task: os.path.abspath(os.path.expanduser(folder)) for task, folder in named.items()}
         common = os.path.commonpath(list(folders.values()))
-        super().__init__(common, "the class folders", IMAGE, None, split, on_error, verify, cache=cache, **kwargs)
+        super().__init__(common, "class folders", split, on_error, verify, cache, **kwargs)
         self.folders = folders
-        self.given = split
-        self._table: Table | None = None
-
-    def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
-        """List and check the folders; raises :class:`DataError` for what is wrong, unless such pictures are to be skipped."""
-        self._table = self._table or self._list(tasks)
-        return super().datasets(tasks, splits)
-
-    def examined(self, tasks: Mapping[str, Task]) -> dict[str, LabelledDataset]:
-        """All pictures, the unreadable ones too."""
-        self._table = self._table or self._list(tasks)
-        return super().examined(tasks)
-
-    def _read(self) -> Table:
-        assert self._table is not None
-        return self._table
 
     def _list(self, tasks: Mapping[str, Task]) -> Table:
         import pandas as pd

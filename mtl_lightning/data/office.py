@@ -13,7 +13,7 @@ from torch import Tensor
 from mtl_lightning.data.cache import ImageCache
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.folder import IMAGE, SPLIT, FolderPlaces
-from mtl_lightning.data.manifest import ManifestDataModule
+from mtl_lightning.data.listed import ListedDataModule
 from mtl_lightning.data.splits import SPLITS, Split, assign
 from mtl_lightning.data.table import Places, Table, join_tables
 from mtl_lightning.data.tree import Ignored, class_pictures
@@ -33,7 +33,7 @@ SOURCE = (
 )
 
 
-class OfficeDataModule(ManifestDataModule):
+class OfficeDataModule(ListedDataModule):
     """One task a domain, each with pictures of its own: ``ROOT/amazon/images/bike/x.jpg``, or ``ROOT/Art/Bike/x.jpg``.
 
     Every row is one picture with the label of one task, so that there is one input and the encoder runs once, on the whole
@@ -75,16 +75,11 @@ class OfficeDataModule(ManifestDataModule):
         cache: ImageCache | None = None,
         **kwargs: Any,
     ) -> None:
-        split = split if split is not None else Split()
-        for key in ("column", "files", "group", "stratify"):
-            if getattr(split, key) is not None:
-                raise ConfigError(f"data.init_args.split.{key} is for manifests; domains have no columns: leave it out")
         if lists is not None and not ("{domain}" in lists and "{split}" in lists):
             raise ConfigError(
                 f"data.init_args.lists is {lists}, expected a path with {{domain}} and {{split}} in it, e.g. {LISTS}"
             )
-        super().__init__(root, "the domains", IMAGE, None, split, on_error, verify, cache=cache, **kwargs)
-        self.given = split
+        super().__init__(root, "domains", split, on_error, verify, cache, **kwargs)
         self.domains = dict(domains or {})
         self.lists = lists
         self.balance_domains = balance_domains
@@ -92,21 +87,6 @@ class OfficeDataModule(ManifestDataModule):
             raise ConfigError(
                 "data.init_args: balance and balance_domains both decide how often rows come; leave one of them out"
             )
-        self._table: Table | None = None
-
-    def datasets(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
-        """List and check the pictures; raises :class:`DataError` for what is wrong, unless such pictures are to be skipped."""
-        self._table = self._table or self._list(tasks)
-        return super().datasets(tasks, splits)
-
-    def examined(self, tasks: Mapping[str, Task]) -> dict[str, LabelledDataset]:
-        """All pictures, the unreadable ones too."""
-        self._table = self._table or self._list(tasks)
-        return super().examined(tasks)
-
-    def _read(self) -> Table:
-        assert self._table is not None
-        return self._table
 
     def _classes(self, dataset: LabelledDataset) -> Tensor | None:
         if not self.balance_domains:
