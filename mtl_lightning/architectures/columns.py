@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lightning.architectures.base import Architecture, Table
-from mtl_lightning.architectures.parts import belong, check_level, copies, staged, wanted
+from mtl_lightning.architectures.parts import belong, copies, numbered, staged, wanted
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
@@ -55,17 +55,10 @@ class Columns(Architecture):
         mixer: MixerFactory | None = None,
     ) -> None:
         super().__init__()
-        name, trunk = type(self).__name__, staged(type(self).__name__, encoder)
+        trunk = staged(type(self).__name__, encoder)
         self.tasks = list(tasks)
-        chosen = list(range(1, len(trunk) + 1)) if stages is None else list(stages)
-        for level in chosen:
-            check_level(name, "stages", level, trunk, lowest=1)
-        if not chosen or len(set(chosen)) < len(chosen):
-            raise ConfigError(
-                f"model.architecture.init_args.stages is {chosen}, expected different numbers from 1 to {len(trunk)}, one at "
-                f"least, or null for all: {name} has a unit behind each of them"
-            )
-        chosen = [] if mixer is None or len(self.tasks) == 1 else sorted(chosen)
+        chosen = [level + 1 for level in numbered(type(self).__name__, "stages", stages, encoder)]
+        chosen = [] if mixer is None or len(self.tasks) == 1 else chosen
         self.last = max(chosen, default=0)
         self.units = nn.ModuleDict(
             {str(level): nn.ModuleList(mixer(trunk[level - 1].spec, place) for place in range(len(tasks))) for level in chosen}

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mtl_lightning.architectures.base import Table
 from mtl_lightning.architectures.cells import joined, parted
-from mtl_lightning.architectures.one_trunk import OneTrunk, numbered
-from mtl_lightning.architectures.parts import belong, staged
+from mtl_lightning.architectures.one_trunk import OneTrunk
+from mtl_lightning.architectures.parts import belong, numbered, staged
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec, pool

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mtl_lightning.architectures.base import Table
-from mtl_lightning.architectures.one_trunk import OneTrunk, numbered
-from mtl_lightning.architectures.parts import belong
+from mtl_lightning.architectures.one_trunk import OneTrunk
+from mtl_lightning.architectures.parts import belong, numbered
 from mtl_lightning.encoders.base import Encoder, Stage
 from mtl_lightning.errors import ConfigError
 

@@ -7,9 +7,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from mtl_lightning.architectures.base import Architecture
-from mtl_lightning.architectures.parts import check_level, staged, wanted
+from mtl_lightning.architectures.parts import staged, wanted
 from mtl_lightning.encoders.base import Encoder, Stage
-from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features, FeatureSpec
 
 
@@ -98,28 +97,3 @@ class OneTrunk(Architecture):
     def specs(self, task: str) -> list[FeatureSpec]:
         """The encoder's."""
         return self.encoder.specs
-
-
-def numbered(architecture: str, key: str, numbers: Sequence[int] | None, encoder: Encoder) -> list[int]:
-    """Stages that an argument names, counted from 1, as indices in order; None is all.
-
-    Args:
-        architecture: its class.
-        key: the argument.
-        numbers: its value.
-        encoder: has the stages.
-
-    Raises:
-        ConfigError: none, one twice, or one that is not there.
-    """
-    stages = staged(architecture, encoder)
-    if numbers is None:
-        return list(range(len(stages)))
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise ConfigError(
-            f"model.architecture.init_args.{key} is {list(numbers)}, expected different stages of the encoder, from 1 to "
-            f"{len(stages)}"
-        )
-    for number in numbers:
-        check_level(architecture, key, number, stages, lowest=1)
-    return sorted(number - 1 for number in numbers)

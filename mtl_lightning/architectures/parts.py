@@ -61,6 +61,31 @@ def check_level(architecture: str, key: str, level: int, stages: Sequence[Stage]
         )
 
 
+def numbered(architecture: str, key: str, numbers: Sequence[int] | None, encoder: Encoder) -> list[int]:
+    """Stages that an argument names, counted from 1, as indices in order; None is all.
+
+    Args:
+        architecture: its class.
+        key: the argument.
+        numbers: its value.
+        encoder: has the stages.
+
+    Raises:
+        ConfigError: none, one twice, or one that is not there.
+    """
+    stages = staged(architecture, encoder)
+    if numbers is None:
+        return list(range(len(stages)))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ConfigError(
+            f"model.architecture.init_args.{key} is {list(numbers)}, expected different stages of the encoder, from 1 to "
+            f"{len(stages)}"
+        )
+    for number in numbers:
+        check_level(architecture, key, number, stages, lowest=1)
+    return sorted(number - 1 for number in numbers)
+
+
 def run(stages: Iterable[Stage | nn.Module], features: Features) -> list[Features]:
     """What each stage gives in turn."""
     pyramid = []
