@@ -38,8 +38,8 @@ class CrossStitch(Columns):
     that stage, is a learnt linear combination of all tasks' features. It starts near the identity: 0.9 of its own, the rest in
     equal parts of the others.
 
-    The units learn slowly by themselves. The paper gives them a much higher rate than the network: set
-    ``model.architecture_lr`` to that. AdamW's weight decay grows with that rate and pulls the units to 0: lower ``weight_decay``
+    The units learn slowly by themselves. The paper gives them a much higher rate than the network: raise
+    ``model.architecture_lr``. AdamW's weight decay grows with that rate and pulls the units to 0: lower ``weight_decay``
     with it. The paper's trunks are single-task networks that were trained before; ours are fresh copies, or the pretrained
     encoder in each.
 
