@@ -10,10 +10,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 from sizes import MATCHED, OTHERS, read
 
 from mtl_lightning.analysis.delta import compare, delta_over_tasks
 
+BLUE, GREY = "#0969da", "#6e7781"
 TITLES = {"scenes": "Scenes: shape, segmentation, depth", "fashion": "Multi-Fashion+MNIST: garment, digit"}
 
 
@@ -86,6 +89,29 @@ def averaged(summaries: Sequence[Mapping[str, Any]], task: str, metric: str) -> 
     return {"tasks": {task: entry | {"metrics": {metric: fmean(values(summaries, task, metric))}}}}
 
 
+PLACES = [
+    (7, 4, "left"),
+    (7, -11, "left"),
+    (-7, 4, "right"),
+    (-7, -11, "right"),
+    (7, 16, "left"),
+    (-7, 16, "right"),
+    (7, -23, "left"),
+]
+"""Where a label may stand beside its point, in points."""
+
+
+def label(place: Axes, name: str, at: tuple[float, float], colour: str, taken: list[Bbox]) -> None:
+    """Write a name where it covers none that is there already."""
+    for x, y, side in PLACES:
+        text = place.annotate(name, at, xytext=(x, y), textcoords="offset points", fontsize=8, color=colour, ha=side)
+        box = text.get_window_extent()
+        if not any(box.overlaps(other) for other in taken) or (x, y, side) == PLACES[-1]:
+            taken.append(box)
+            return
+        text.remove()
+
+
 def draw(points: Mapping[str, Mapping[str, Point]], path: Path) -> None:
     """Gain over single-task networks against the cost of a step."""
     figure, axes = plt.subplots(1, len(points), figsize=(6.4 * len(points), 4.6), layout="constrained", squeeze=False)
@@ -93,23 +119,23 @@ def draw(points: Mapping[str, Mapping[str, Point]], path: Path) -> None:
         for name, (gains, ratio) in found.items():
             matched = name in MATCHED
             spread = stdev(gains) if len(gains) > 1 else None
-            colour = "#0969da" if matched else "#6e7781"
-            place.errorbar(ratio, fmean(gains), yerr=spread, fmt="o" if matched else "D", color=colour, ms=6, capsize=3)
-            place.annotate(name, (ratio, fmean(gains)), xytext=(7, 4), textcoords="offset points", fontsize=8, color=colour)
+            style = {"fmt": "o", "color": BLUE} if matched else {"fmt": "D", "color": GREY}
+            place.errorbar(ratio, fmean(gains), yerr=spread, ms=6, capsize=3, **style)
         place.axhline(0, color="#9aa4b2", linewidth=1)
-        place.text(
-            0.99,
-            0,
-            "each task alone ",
-            transform=place.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color="#57606a",
-        )
+        beside = place.get_yaxis_transform()
+        place.text(0.99, 0, "each task alone ", transform=beside, ha="right", va="bottom", fontsize=8, color="#57606a")
         place.set_title(TITLES[data], loc="left", fontsize=10)
         place.set_xlabel("step time over hard sharing's (equal parameters)")
         place.set_ylabel("Δm over single-task networks, % (higher is better)")
         place.margins(x=0.15, y=0.12)
         place.grid(alpha=0.25)
+    axes[0][-1].plot([], [], "o", color=BLUE, label="mean ± standard deviation of several seeds")
+    axes[0][-1].plot([], [], "D", color=GREY, label="one seed")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.draw_without_rendering()
+    for place, found in zip(axes[0], points.values(), strict=True):
+        marks = [place.transData.transform((ratio, fmean(gains))) for gains, ratio in found.values()]
+        taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in marks]
+        for name, (gains, ratio) in found.items():
+            label(place, name, (ratio, fmean(gains)), BLUE if name in MATCHED else GREY, taken)
     figure.savefig(path, dpi=110)
