@@ -200,8 +200,8 @@ def test_a_single_task_has_no_distance() -> None:
         (lambda encoder: CrossStitch(encoder, TASKS, same=math.nan), r"same is nan, expected 0 to 1"),
         (lambda encoder: CrossStitch(encoder, TASKS, stages=[0]), r"stages is 0, expected 1 to 2: CrossStitch counts"),
         (lambda encoder: NDDR(encoder, TASKS, stages=[1, 3]), r"stages is 3, expected 1 to 2: NDDR counts"),
-        (lambda encoder: CrossStitch(encoder, TASKS, stages=[]), r"stages is \[\], expected different stages of the encoder, from 1 to 2"),
-        (lambda encoder: NDDR(encoder, TASKS, stages=[1, 1]), r"stages is \[1, 1\], expected different stages of the encoder, from 1 to 2"),
+        (lambda encoder: CrossStitch(encoder, TASKS, stages=[]), r"stages is \[\], expected different stages of the"),
+        (lambda encoder: NDDR(encoder, TASKS, stages=[1, 1]), r"stages is \[1, 1\], expected different stages of the"),
         (lambda encoder: SoftSharing(encoder, TASKS, strength=-1), r"strength is -1, expected a number >= 0"),
     ],
 )
