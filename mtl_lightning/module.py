@@ -30,6 +30,7 @@ from mtl_lightning.optimization import Optimization, parameter_groups
 from mtl_lightning.penalties import Penalty, choose_penalties
 from mtl_lightning.predictor import forward_each
 from mtl_lightning.records import epoch_record, split_record, step_record
+from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.tasks.base import Task
@@ -100,10 +101,9 @@ class MultiTaskModule(pl.LightningModule):
         self._configured: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None
         self._unread: dict[str, float] = {}
-        self._resting: list[nn.Parameter] = []
+        self._resting: Resting | None = None
         self._freeze = freeze
         self._freezer: Freezer | None = None
-        self._unused: tuple[int, list[nn.Parameter]] = (-1, [])
         self._logged = -1
         self._streams = Streams()
 
@@ -126,7 +126,8 @@ class MultiTaskModule(pl.LightningModule):
         self.weighting.prepare(infos, self.configured)
         penalties = choose_penalties(self._penalties, self.model, self.configured)
         self._check_strategy()
-        self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings())
+        self._resting = Resting(self.model, self.weighting, self._freezer)
+        self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings(self._resting))
         self.engine = self._training.engine
         # The weighting's state is equal on all processes, and as large as the network where gradients are remembered: no need
         # for DistributedDataParallel to send it in every forward pass.
@@ -140,7 +141,7 @@ class MultiTaskModule(pl.LightningModule):
     @property
     def frozen_for_good(self) -> list[nn.Parameter]:
         """Parameters that the configuration keeps from learning in the whole run."""
-        return [] if self._freezer is None else self._freezer.for_good
+        return [] if self._resting is None else self._resting.for_good
 
     def _check_strategy(self) -> None:
         # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
@@ -153,27 +154,19 @@ class MultiTaskModule(pl.LightningModule):
                 "a weighting from losses"
             )
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self, resting: Resting) -> Surroundings:
         trainer = self._trainer
         return Surroundings(
             reduce=self._sum,
             world=1 if trainer is None else trainer.world_size,
             rank=0 if trainer is None else trainer.global_rank,
             report=rank_zero_warn,
-            frozen=self._still,
+            frozen=resting.still,
             context=lambda: self.trainer.precision_plugin.train_step_context(),
             lr=lambda: float(self.trainer.optimizers[0].param_groups[0]["lr"]),
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
         )
-
-    def _still(self) -> list[nn.Parameter]:
-        """The parameters that do not learn at present: those of frozen stages, and those that no task uses (any more)."""
-        assert self.model is not None
-        revision = self.model.architecture.revision
-        if self._unused[0] != revision:
-            self._unused = (revision, [parameter for parameter, users in self.model.owners().items() if not users])
-        return [*([] if self._freezer is None else self._freezer.parameters), *self._unused[1]]
 
     def forward(
         self,
@@ -217,7 +210,8 @@ class MultiTaskModule(pl.LightningModule):
         losses = self._training.step.losses
         self.train_losses.add(losses.terms, losses.rows)
         if self.trainer.world_size > 1:
-            objective = anchor(objective, self._still())
+            assert self._resting is not None
+            objective = anchor(objective, self._resting.still())
         self._present = set(losses.present.tolist())
         return objective
 
@@ -259,29 +253,23 @@ class MultiTaskModule(pl.LightningModule):
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Note the parameters that no present task uses, unless they have a gradient from the step's earlier micro-batches."""
+        """Note what rests in this step."""
         # Not in training_step: Lightning takes the last step's gradients away only after it.
-        self._resting = []
-        # A loss scaler refuses a step in which nothing has a gradient: there the gradients stay, and are 0.
-        if (self._scaled and not self._present) or len(self._present) == len(self.tasks):
-            return
-        assert self.model is not None
-        present = {name for position, name in enumerate(self.tasks) if position in self._present}
-        absent = [parameter for parameter, owners in self.model.owners().items() if not owners & present]
-        absent += [parameter for parameter, task in self.weighting.owners().items() if task not in self._present]
-        self._resting = [parameter for parameter in absent if parameter.grad is None]
+        assert self._resting is not None
+        if self._scaled and not self._present:
+            # A loss scaler refuses a step in which nothing has a gradient: there the gradients stay, and are 0.
+            self._resting.forget()
+        else:
+            self._resting.note(self._present)
 
     def on_after_backward(self) -> None:
-        """No gradient rather than a zero one where no task was present: AdamW would move the weights all the same."""
-        for parameter in self._resting:
-            parameter.grad = None
-        first = next(self.parameters())
-        if self._scaled and not self._present and first.grad is None:
-            # A loss scaler refuses a step in which nothing has a gradient.
+        """Take the gradients of what rests away."""
+        assert self._resting is not None
+        self._resting.drop()
+        if self._scaled and not self._present and all(parameter.grad is None for parameter in self.parameters()):
+            still = set(self._resting.still())
+            first = next(parameter for parameter in self.parameters() if parameter not in still)
             first.grad = torch.zeros_like(first)
-        # Before anything clips or applies them.
-        for parameter in self._still():
-            parameter.grad = None
 
     def _log_step(self, taken: Step) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]

@@ -1,7 +1,12 @@
 """An epoch in which every class of a task comes equally often."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.tasks.base import Task
 
 
 def balanced_order(classes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -33,3 +38,22 @@ def balanced_order(classes: Tensor, generator: torch.Generator) -> tuple[Tensor,
     copies = torch.arange(len(drawn)) - torch.searchsorted(drawn, drawn)
     order = torch.randperm(len(drawn), generator=generator)
     return sorted_rows[drawn][order], copies[order]
+
+
+def check_balanced(name: str, tasks: Mapping[str, Task]) -> None:
+    """Raise :class:`ConfigError` if what is to be balanced has no classes, or is a task whose loss is balanced already.
+
+    Args:
+        name: of the task.
+        tasks: of the run.
+    """
+    balanceable = [task for task, kind in tasks.items() if kind.kind == "class"]
+    if name not in balanceable:
+        why = f"is a {type(tasks[name]).__name__}" if name in tasks else "is not among the tasks of this run"
+        which = f"set it to {' or '.join(balanceable)}" if balanceable else "leave it out"
+        raise ConfigError(f"data.init_args.balance is {name}, which {why}; it takes a task with one class per image: {which}")
+    if tasks[name].balanced:
+        raise ConfigError(
+            f"data.init_args.balance is {name}, whose loss weighs rare classes up already (class_weights: balanced): "
+            "both together would do it twice; leave one of them out"
+        )

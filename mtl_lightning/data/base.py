@@ -2,21 +2,21 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mtl_lightning.batch import Batch
+from mtl_lightning.data.balance import check_balanced
+from mtl_lightning.data.counts import show_counts
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
@@ -24,14 +24,14 @@ from mtl_lightning.data.pictures import (
     FilesToPredict,
     OnError,
     Pictures,
+    PreparedBatches,
     RowsToPredict,
-    Unreadable,
     as_they_are,
     check_pictures,
     find_pictures,
 )
-from mtl_lightning.data.prepare import Preparation, Prepared
-from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.data.prepare import Preparation
+from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError, MTLError
@@ -180,7 +180,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             DataError: a task has no label in the training split.
         """
         self.splits.update(splits)
-        self._show_table(list(self.splits) if shown is None else shown)
+        show_counts(self.counts(), list(self.tasks or {}), list(self.splits) if shown is None else shown)
         if "train" in splits:
             if shown is None:
                 show_found({name: task for name, task in (self.tasks or {}).items() if name in self.found}, splits["train"])
@@ -257,21 +257,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def check_balance(self, tasks: Mapping[str, Task]) -> None:
         """Raise :class:`ConfigError` if ``balance`` names what has no classes, or a task whose loss is balanced already."""
-        if self.balance is None:
-            return
-        balanceable = [name for name, task in tasks.items() if task.kind == "class"]
-        if self.balance not in balanceable:
-            why = f"is a {type(tasks[self.balance]).__name__}" if self.balance in tasks else "is not among the tasks of this run"
-            which = f"set it to {' or '.join(balanceable)}" if balanceable else "leave it out"
-            raise ConfigError(
-                f"data.init_args.balance is {self.balance}, which {why}; it takes a task with one class per image: {which}"
-            )
-
-        if tasks[self.balance].balanced:
-            raise ConfigError(
-                f"data.init_args.balance is {self.balance}, whose loss weighs rare classes up already (class_weights: balanced): "
-                "both together would do it twice; leave one of them out"
-            )
+        if self.balance is not None:
+            check_balanced(self.balance, tasks)
 
     def _classes(self, dataset: LabelledDataset) -> Tensor | None:
         if self.balance is None:
@@ -305,29 +292,6 @@ class MultiTaskDataModule(pl.LightningDataModule):
         train = self._augmented("train", True)
         for row in sorted({int(np.flatnonzero(self.splits["train"].labelled(name))[0]) for name in self.tasks or {}}):
             train[Pick(0, row)]
-
-    @rank_zero_only
-    def _show_table(self, shown: Sequence[str]) -> None:
-        counts = {split: tasks for split, tasks in self.counts().items() if split in shown}
-        table = Table(title="labelled / all rows")
-        table.add_column("task")
-        for split in counts:
-            table.add_column(split, justify="right")
-        lonely = []
-        for task in self.tasks or {}:
-            cells = []
-            for split in counts:
-                labelled, rows = counts[split][task]
-                cells.append(f"{labelled} / {rows}" if labelled else f"[bold red]NONE[/] / {rows}")
-                if not labelled and split == "val":
-                    lonely.append(task)
-            table.add_row(task, *cells)
-        if lonely:
-            table.caption = (
-                f"[bold red]WARNING[/] no validation label for {', '.join(lonely)}: "
-                "not evaluated in training, left out of val/score, and cannot be monitored"
-            )
-        Console().print(table)
 
     def _augmented(self, split: str, train: bool, further: int = 0) -> AugmentedDataset:
         seed = (self.seed or 0) + FURTHER * further
@@ -378,28 +342,11 @@ class MultiTaskDataModule(pl.LightningDataModule):
         """In order."""
         return self._loader("test", train=False)
 
-    def predict_dataloader(self) -> "_Batches":
+    def predict_dataloader(self) -> PreparedBatches:
         """What :meth:`take_inputs` was given, or else the rows of the test split, in order and one by one."""
         rows: Dataset[Any]
         if self.to_predict is not None:
             rows = self.to_predict()
         else:
             rows = RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0, self.inputs)
-        return _Batches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
-
-
-class _Batches:
-    """A loader's batches and nothing else: the trainer would take a ``DataLoader`` apart; errors of workers are raised here."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
-        for items in self.loader:
-            for item in items:
-                if isinstance(item, MTLError):
-                    raise item
-            yield items
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        return PreparedBatches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))

@@ -1,11 +1,11 @@
 """Pictures to predict: a folder, a manifest, one file, or the rows of a split. No labels are read from files."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.files import image_mode
@@ -219,3 +219,24 @@ def as_they_are(items: list[Any]) -> list[Any]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else "")
+
+
+class PreparedBatches:
+    """Batches of what is to be predicted, and nothing else: the trainer would take a ``DataLoader`` apart.
+
+    Args:
+        loader: whose workers' errors are raised here.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
+        for items in self.loader:
+            for item in items:
+                if isinstance(item, MTLError):
+                    raise item
+            yield items
+
+    def __len__(self) -> int:
+        return len(self.loader)
