@@ -95,7 +95,7 @@ def test_the_first_checkpoint_that_cannot_be_written(
     assert not list((tmp_path / "new").iterdir())
 
 
-@pytest.mark.parametrize("part", ["metrics.csv", "summary.json", "config.yaml"])
+@pytest.mark.parametrize("part", ["metrics.csv", "summary.json", "summary.md", "config.yaml"])
 def test_the_other_files_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
@@ -110,6 +110,8 @@ def test_the_other_files_of_a_run(
     if part == "config.yaml":
         assert not list(tmp_path.iterdir())
     if part == "summary.json":
+        assert "run again" in errors and not list(tmp_path.rglob("*.ckpt")), "before training"
+    if part == "summary.md":
         assert (tmp_path / "tiny/checkpoints/best.ckpt").exists()
         assert "run validate or test" in errors
 
