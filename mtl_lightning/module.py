@@ -365,7 +365,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
-        check_state(self, checkpoint["state_dict"], training)
+        check_state(self, checkpoint["state_dict"], training, checkpoint.get("mtl_config"))
         if self.trainer.state.fn in ("test", "predict"):
             check_tuned(self.tasks)
         self._checkpoint = checkpoint.get("mtl_hyperparameters") if training else None
@@ -384,6 +384,10 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""
+        assert self.model is not None
+        epochs = self.trainer.max_epochs
+        if warning := self.model.architecture.foresee(epochs if epochs is not None and epochs >= 0 else None):
+            rank_zero_warn(warning)
         if self._checkpoint is not None:
             schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
             optimizer, scheduler = self.trainer.optimizers[0], schedulers[0] if schedulers else None

@@ -4,9 +4,12 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import lightning.pytorch as pl
+import yaml
 from torch import Tensor
 
+from mtl_lightning.architectures import HardSharing
 from mtl_lightning.checkpoint import restore_tasks
+from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import CheckpointError
 
 LEARNING = ("weighting.", "engine.")
@@ -15,7 +18,7 @@ LISTED = 8
 """Keys that a message names at most."""
 
 
-def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], training: bool) -> None:
+def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], training: bool, config: str | None = None) -> None:
     """Refuse other tasks, other classes, other keys and other shapes; every one is named.
 
     Tasks take over what the checkpoint's learnt from their training labels.
@@ -25,6 +28,7 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
         theirs: the checkpoint's ``state_dict``; what does not matter here is replaced by the module's own: the weighting's state
             unless training goes on, and the epoch's losses so far where a task has other loss terms now.
         training: whether training goes on.
+        config: the configuration that the checkpoint was trained with, YAML, for the message.
 
     Raises:
         CheckpointError: it does not fit.
@@ -50,9 +54,23 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
     if wrong:
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         raise CheckpointError(
-            f"the checkpoint does not fit this model: {'; '.join(wrong[:LISTED])}{more}; "
+            f"the checkpoint does not fit this model{_other_classes(module, config)}: {'; '.join(wrong[:LISTED])}{more}; "
             "use the encoder, architecture, heads and weighting that it was trained with (--config config.yaml of its run folder)"
         )
+
+
+def _other_classes(module: pl.LightningModule, config: str | None) -> str:
+    """Which of the network's classes are other ones than in training."""
+    trained = (yaml.safe_load(config) if config else {}).get("model") or {}
+    network: Any = module.model
+    encoder = next((type(part).__name__ for part in network.modules() if isinstance(part, Encoder)), "")
+    said = []
+    for key, now in {"architecture": type(network.architecture).__name__, "encoder": encoder}.items():
+        entry = trained.get(key) or (HardSharing.__name__ if key == "architecture" and trained else "")
+        path = entry.get("class_path", "") if isinstance(entry, dict) else entry
+        if isinstance(path, str) and (before := path.rpartition(".")[2]) and now and before != now:
+            said.append(f"{key} {before}, which is {now} now")
+    return f" (it was trained with {' and '.join(said)})" if said else ""
 
 
 def _take_watching(mine: MutableMapping[str, Any], theirs: MutableMapping[str, Any]) -> None:

@@ -286,6 +286,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["model.architecture", "has shape (8, 8, 3, 3), expected (12, 8, 3, 3)"],
             id="other shapes",
         ),
+        pytest.param(
+            ["--model.architecture=SoftSharing"],
+            ["it was trained with architecture HardSharing, which is SoftSharing now", "config.yaml of its run folder"],
+            id="another architecture",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "test"])

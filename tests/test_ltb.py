@@ -224,6 +224,14 @@ def test_what_the_tree_leaves_out_stands_still(tmp_path: Path, weighting: str) -
     assert not any(torch.equal(*pair) for pair in zip(first[True], last[True], strict=True))
 
 
+def test_a_run_too_short_for_the_tree_is_warned_of() -> None:
+    model = build(epochs=4)
+    assert "epochs is 4, and the run ends after trainer.max_epochs 4" in str(model.foresee(4))
+    assert model.foresee(5) is None and model.foresee(None) is None
+    model.set_epoch(4)
+    assert model.foresee(1) is None, "fixed in an earlier run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 10], ids=["while it is learnt", "in the fixed tree"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:

@@ -130,7 +130,10 @@ def test_attention_is_laid_over_the_picture_without_padding(tmp_path: Path) -> N
     assert list(columns) == ["x", "y, map 1", "y, map 2"]
     # Of a picture whose right half is padding, only the left half of the map is seen.
     assert bool((columns["x"] == 1).all()) and columns["x"].shape == (8, 4)
-    text = Look("b", None, {f"task {number}": [torch.rand(1, 6)] for number in range(14)}, None)
+    maps = {f"task {number}": [torch.tensor([[0.5, 0.6, 0.7, 0.8, 0.0, 0.0]])] for number in range(14)}
+    text = Look("b", None, maps, (1, 4), "one two three four")
+    # Nor are a text's empty places.
+    assert attention_pictures._columns(text)["task 0"].tolist() == [pytest.approx([0.5, 0.6, 0.7, 0.8])]
     for name, looks in {"picture": [look], "text": [text]}.items():
         attention_pictures.attention_picture(looks, tmp_path / f"{name}.png")
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.1

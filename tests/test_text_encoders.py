@@ -152,8 +152,10 @@ def test_export(name: str) -> None:
             return self.encoder(Features(text))[-1].tensor
 
     fixed, texts = "gru" in name, [[3, 4, 5], [6, 7], [2], [2, 3]]
-    shapes = {} if fixed else {1: torch.export.Dim("words", min=2, max=12)}
+    # Older ones lay bounds on the number of words that hold for any of them.
+    fixed_now = fixed or (name in ("attention", "transformer") and torch.__version__ < (2, 14))
+    shapes = {} if fixed_now else {1: torch.export.Dim("words", min=2, max=12)}
     with torch.no_grad():
         program = torch.export.export(Last(), (batch(WORDS),), dynamic_shapes=(shapes,)).module()
-        found, expected = program(batch(texts, longer=6 * fixed)), encoder(Features(batch(texts)))[-1].tensor
+        found, expected = program(batch(texts, longer=6 * fixed_now)), encoder(Features(batch(texts)))[-1].tensor
     torch.testing.assert_close(found[..., :3], expected)

@@ -1,5 +1,6 @@
 """The PNG of where each task looks: its attention over some pictures."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -16,6 +17,8 @@ from mtl_lightning.tasks.drawing import short, show_image
 
 ACROSS = 11
 """Cells side by side; of more tasks a picture takes several lines."""
+TOKENS = 24
+"""Words of a text that are written below its cells."""
 SEVERAL = 12
 """Cells up to which each level has one of its own; of more the levels' mean is shown."""
 
@@ -27,13 +30,15 @@ class Look(NamedTuple):
         id: the sample's.
         image: [C, H, W] in 0..1, padding included; None for a text.
         maps: by task [h, w] in 0..1, finest first.
-        extent: height and width of the picture without padding.
+        extent: height and width of the picture without padding; of a text 1 and the number of its tokens.
+        words: of a text.
     """
 
     id: str
     image: Tensor | None
     maps: Mapping[str, Sequence[Tensor]]
-    extent: tuple[int, int] | None
+    extent: tuple[int, int]
+    words: str = ""
 
 
 @plain
@@ -70,8 +75,9 @@ def attention_picture(looks: Sequence[Look], path: Path) -> None:
 
 def _columns(look: Look) -> dict[str, Tensor]:
     """What is shown, in the size of the picture without padding."""
-    height, width = look.extent or (1, look.maps[next(iter(look.maps))][0].shape[-1])
-    size = (height, width) if look.image is None else (look.image.shape[-2], look.image.shape[-1])
+    height, width = look.extent
+    whole = next(iter(look.maps.values()))[0] if look.image is None else look.image
+    size = (whole.shape[-2], whole.shape[-1])
 
     def large(level: Tensor) -> Tensor:
         # Nearest: the cells are what the network sees.
@@ -92,7 +98,7 @@ def _range(maps: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _cut(look: Look) -> Tensor:
-    assert look.image is not None and look.extent is not None
+    assert look.image is not None
     return look.image[:, : look.extent[0], : look.extent[1]]
 
 
@@ -101,7 +107,8 @@ def _picture(axes: Axes, look: Look) -> None:
         show_image(axes, _cut(look))
     else:
         axes.set(xticks=[], yticks=[], facecolor="white")
-        axes.text(0.5, 0.5, "text", ha="center", va="center", transform=axes.transAxes, fontsize=8)
+        lines = "\n".join(textwrap.wrap(look.words, 22)[:6]) or "text"
+        axes.text(0.5, 0.5, lines, ha="center", va="center", transform=axes.transAxes, fontsize=6.5)
 
 
 def _overlay(axes: Axes, look: Look, attention: Tensor, span: tuple[float, float]) -> None:
@@ -110,7 +117,13 @@ def _overlay(axes: Axes, look: Look, attention: Tensor, span: tuple[float, float
     options = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 1e-6}
     if look.image is None:
         axes.imshow(attention.numpy(), aspect="auto", **options)  # type: ignore[arg-type]
-        axes.set(xticks=[], yticks=[])
+        tokens = look.words.split()
+        # Where tokens are words, they have their names.
+        if len(tokens) == attention.shape[-1] <= TOKENS:
+            axes.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", fontsize=5)
+        else:
+            axes.set_xticks([])
+        axes.set_yticks([])
         return
     show_image(axes, _cut(look).mean(0, keepdim=True), dim=0.2)
     axes.imshow(attention.numpy(), alpha=0.6, interpolation="nearest", **options)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def flops_told(summary: ModelSummary) -> str:
     if len(flops.alone) == 1:
         return f"{what}.{missing}"
     low, high = min(flops.alone.values()), max(flops.alone.values())
-    each = short_count(low) if low == high else f"{short_count(low)} to {short_count(high)}"
+    each = " to ".join(dict.fromkeys([short_count(low), short_count(high)]))
     saves = f"{short_count(flops.singles)} one by one, {flops.saved:.2f} times as many"
     return f"{what} for all {len(flops.alone)} tasks at once, {each} for one alone; {saves}.{missing}"
 

@@ -1,6 +1,7 @@
 """The PNG of gates, stitches and learnt branches: each table in colours, and its numbers over the epochs."""
 
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ def record(tables: Mapping[str, Table]) -> dict[str, float]:
         if table.values.numel() <= LOGGED:
             values = table.values.tolist()
             for row, numbers in zip(table.rows, values, strict=True):
-                found |= {f"sharing/{name}/{row}/{column}": number for column, number in zip(table.columns, numbers, strict=True)}
+                pairs = zip(table.columns, numbers, strict=True)
+                found |= {f"sharing/{name}/{row}/{column}": number for column, number in pairs if not isnan(number)}
     return found
 
 
@@ -108,7 +110,8 @@ def _heat_map(part: SubFigure, table: Table, name: str, place: tuple[float, floa
     start = x + 0.075 * max(map(len, table.rows)) + 0.15
     bottom = height - 0.4 - down
     axes = part.add_axes((start / width, bottom / height, across / width, down / height))
-    largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    # Shares in 0..1 have the colours of that whole range, so that equal ones look equal in all tables.
+    largest = max(1.0, float(np.nanmax(np.abs(values), initial=0.0)))
     negative = bool((values < -1e-3 * largest).any())
     shades: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
     image = axes.imshow(values, **(shades if negative else {"cmap": "Blues", "vmin": 0.0, "vmax": largest}))
@@ -120,6 +123,8 @@ def _heat_map(part: SubFigure, table: Table, name: str, place: tuple[float, floa
     axes.set_title(name.replace("_", " "), fontsize=9, loc="left")
     if values.size <= WRITTEN:
         for (row, column), value in np.ndenumerate(values):
+            if isnan(value):
+                continue
             dark = abs(value) > 0.6 * largest
             axes.text(column, row, _short(value), ha="center", va="center", fontsize=6.5, color="white" if dark else "#1f2328")
     else:

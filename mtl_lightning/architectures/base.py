@@ -17,7 +17,7 @@ class Table(NamedTuple):
     Attributes:
         rows: their names, tasks as a rule.
         columns: their names: experts, tasks, branches, stages.
-        values: [rows, columns], detached.
+        values: [rows, columns], detached; NaN where nothing can be shared.
     """
 
     rows: list[str]
@@ -83,6 +83,17 @@ class Architecture(nn.Module):
 
         Returns:
             What this changed, in words; None if nothing.
+        """
+        return None
+
+    def foresee(self, epochs: int | None) -> str | None:
+        """Called as training starts, for what will not come out as it is configured.
+
+        Args:
+            epochs: of the run, if there is a limit.
+
+        Returns:
+            A warning, in words; None if there is nothing to say.
         """
         return None
 

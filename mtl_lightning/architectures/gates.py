@@ -74,14 +74,14 @@ def gate_table(gates: Mapping[str, nn.Module], columns: Sequence[str], places: M
     Args:
         gates: by row, each with a :class:`~mtl_lightning.architectures.seen.Seen`.
         columns: names of all experts.
-        places: the experts that each gate weighs; the others get 0.
+        places: the experts that each gate weighs; the others get NaN.
     """
     rows = []
     for name, gate in gates.items():
         mean = cast(Seen, gate.seen).mean
         if mean is None:
             return None
-        row = torch.zeros(len(columns), dtype=torch.float64)
+        row = torch.full((len(columns),), torch.nan, dtype=torch.float64)
         row[list(places[name])] = mean.cpu()
         rows.append(row)
     return Table(list(gates), list(columns), torch.stack(rows))

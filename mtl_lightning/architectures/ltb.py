@@ -117,6 +117,15 @@ class LTB(Branched):
         self.noise.copy_(-torch.log(-torch.log(uniform)))
         return None
 
+    def foresee(self, epochs: int | None) -> str | None:
+        """Warn of a run that ends before the tree is fixed."""
+        if self.routes is not None or epochs is None or epochs > self.epochs:
+            return None
+        return (
+            f"{KEY}.epochs is {self.epochs}, and the run ends after trainer.max_epochs {epochs}: the branches are never fixed, "
+            "and all of them stay in use; set it lower, or train longer"
+        )
+
     def take_tree(self) -> None:
         """Go by what the buffer ``parents`` holds: a tree, or that it is not fixed."""
         self.revision += 1

@@ -133,5 +133,8 @@ def _take(model: Any, batch: Batch, row: int, read: str, tasks: list[str]) -> Lo
     maps = {task: [one[0, 0].float().cpu() for one in found[task]] for task in tasks if found.get(task)}
     if not maps:
         return None
-    image = tensor[0].float().cpu() if tensor.ndim == 4 else None
-    return Look(batch.ids[row], image, maps, batch.extent(row) if image is not None else None)
+    name = batch.ids[row] if len(batch.inputs) == 1 else f"{batch.ids[row]}, {read}"
+    if tensor.ndim == 4:
+        return Look(name, tensor[0].float().cpu(), maps, batch.extent(row))
+    length = max(1, int((tensor[0] != 0).sum()))
+    return Look(name, None, maps, (1, length), batch.texts[row] if batch.texts else "")
