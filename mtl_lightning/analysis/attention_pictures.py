@@ -17,8 +17,8 @@ from mtl_lightning.tasks.drawing import short, show_image
 
 ACROSS = 11
 """Cells side by side; of more tasks a picture takes several lines."""
-TOKENS = 24
-"""Words of a text that are written below its cells."""
+TOKENS = 16
+"""Words of a text that are written into its cells."""
 SEVERAL = 12
 """Cells up to which each level has one of its own; of more the levels' mean is shown."""
 
@@ -117,12 +117,13 @@ def _overlay(axes: Axes, look: Look, attention: Tensor, span: tuple[float, float
     options = {"cmap": "viridis", "vmin": low, "vmax": high if high > low else low + 1e-6}
     if look.image is None:
         axes.imshow(attention.numpy(), aspect="auto", **options)  # type: ignore[arg-type]
+        axes.set_xticks([])
         tokens = look.words.split()
         # Where tokens are words, they have their names.
         if len(tokens) == attention.shape[-1] <= TOKENS:
-            axes.set_xticks(range(len(tokens)), tokens, rotation=60, ha="right", fontsize=5)
-        else:
-            axes.set_xticks([])
+            for place, (token, value) in enumerate(zip(tokens, attention[0].tolist(), strict=True)):
+                color = "white" if value < (low + high) / 2 else "#1f2328"
+                axes.text(place, 0, short(token), rotation=90, ha="center", va="center", fontsize=5.5, color=color)
         axes.set_yticks([])
         return
     show_image(axes, _cut(look).mean(0, keepdim=True), dim=0.2)
