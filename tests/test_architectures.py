@@ -13,7 +13,8 @@ from mtl_lightning.encoders import Encoder
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from tests.cells import ARCHITECTURES, ENCODERS, Cell, Trial, every_cell, network, pairwise
-from tests.two_cells import STEPS, cells, digest, two_processes
+from tests.two_cells import STEPS, cells, digest
+from tests.two_processes import both
 
 FEW = pairwise()
 CELLS = [
@@ -156,7 +157,7 @@ def test_every_family_of_encoders(family: str, architecture: str) -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_are_as_one(every: bool, tmp_path: Path) -> None:
     """Of each combination that makes sense, in one test: the two processes are started once."""
-    first, second = two_processes(tmp_path, every)
+    first, second = both("tests.two_cells", tmp_path, 3000, "every" if every else "few")
     faults = []
     for cell in cells(every):
         one, key = digest(Trial(cell).go(STEPS).state()), str(cell)

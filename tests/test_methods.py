@@ -1,7 +1,5 @@
 """What must hold for every weighting method in training: two processes are as one, a checkpoint holds all state."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.methods import Run, at_features, methods
-from tests.two_processes import STEPS, cases
-
-
-def two_processes(folder: Path) -> list[dict[str, dict[str, Tensor]]]:
-    """What both processes end with."""
-    command = [sys.executable, "-m", "tests.two_processes"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder / "meet"), str(folder / "out")], cwd=Path(__file__).parents[1],
-                         stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in ranks:
-        _, error = process.communicate(timeout=400)
-        assert process.returncode == 0, error
-    return [torch.load(folder / f"out{rank}", weights_only=True) for rank in range(2)]
+from tests.two_processes import STEPS, both, cases
 
 
 def faults_of(name: str, options: dict[str, Any], first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
@@ -48,7 +32,7 @@ def faults_of(name: str, options: dict[str, Any], first: dict[str, Tensor], seco
 
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     """Of every method, in one test: the two processes are started once."""
-    first, second = two_processes(tmp_path)
+    first, second = both("tests.two_processes", tmp_path, 400)
     faults = {}
     for name, options in cases():
         key = str((name, options))

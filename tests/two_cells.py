@@ -1,8 +1,6 @@
 """Trains combinations of architecture, encoder and weighting on one of two processes: rank, files to meet and for the result."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,20 +15,6 @@ STEPS = 3
 def cells(every: bool) -> list[Cell]:
     """Those that make sense, of all or of the few."""
     return [cell for cell in (every_cell() if every else pairwise()) if not cell.refused]
-
-
-def two_processes(folder: Path, every: bool) -> list[dict[str, dict[str, Tensor]]]:
-    """What both processes end with."""
-    command = [sys.executable, "-m", "tests.two_cells"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder / "meet"), str(folder / f"out{rank}"), "every" if every else "few"],
-                         cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in ranks:
-        _, error = process.communicate(timeout=3000)
-        assert process.returncode == 0, error
-    return [torch.load(folder / f"out{rank}", weights_only=True) for rank in range(2)]
 
 
 def digest(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     result = {str(cell): digest(Trial(cell, rank, 2, total).go(STEPS).state()) for cell in cells(sys.argv[4] == "every")}
-    torch.save(result, out)
+    torch.save(result, f"{out}{rank}")
     dist.destroy_process_group()
 
 

@@ -1,6 +1,8 @@
 """Trains with every method on one of two processes: rank, file to meet at, file for the result."""
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,20 @@ def total(tensor: Tensor) -> Tensor:
     found = tensor.detach().clone().contiguous()
     dist.all_reduce(found)
     return found
+
+
+def both(module: str, folder: Path, timeout: int, *more: str) -> list[dict[str, dict[str, Tensor]]]:
+    """What two processes of a module like this one end with."""
+    command = [sys.executable, "-m", module]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder / "meet"), str(folder / "out"), *more], cwd=Path(__file__).parents[1],
+                         stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in ranks:
+        _, error = process.communicate(timeout=timeout)
+        assert process.returncode == 0, error
+    return [torch.load(folder / f"out{rank}", weights_only=True) for rank in range(2)]
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """What the network consists of, told before training: a table, ``model.md`` and ``model.png``."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from mtl_lightning.analysis.model_summary import ModelSummary
 from mtl_lightning.analysis.model_tables import model_page, show_network
@@ -36,24 +38,25 @@ class NetworkPage(Callback):
         """Count, tell and draw."""
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             return  # one process alone cannot run a network of which it has a part
-        summary = summary_of(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        row = trainer.datamodule.first_row().inputs  # type: ignore[attr-defined]
+        summary = summary_of(pl_module, row)
         if self.show:
             show_network(summary, f"{self.folder.name}: the network")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._write(summary, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+            self._write(summary, pl_module, row)
 
     @rank_zero_only
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """In the last validation, of the best checkpoint: look again if that shares in another way."""
         changed = self._drawn not in (None, pl_module.model.architecture.revision)  # type: ignore[union-attr]
         if trainer.state.fn == "validate" and changed:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            self._write(summary_of(pl_module, data), pl_module, data)
+            row = trainer.datamodule.first_row().inputs  # type: ignore[attr-defined]
+            self._write(summary_of(pl_module, row), pl_module, row)
 
-    def _write(self, summary: ModelSummary, module: Any, data: Any) -> None:
+    def _write(self, summary: ModelSummary, module: Any, row: Mapping[str, Tensor]) -> None:
         with writing(self.folder, THEN):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_network(summary, module, data, self.folder)
+            write_network(summary, module, row, self.folder)
         file = self.folder / "summary.json"
         told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         replace_text(file, json.dumps(told | {"model": summary.as_dict()}, indent=2) + "\n", THEN)

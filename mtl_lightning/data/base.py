@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mtl_lightning.batch import Batch
+from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.balance import check_balanced
 from mtl_lightning.data.counts import show_counts
 from mtl_lightning.data.dataset import LabelledDataset
@@ -34,7 +34,7 @@ from mtl_lightning.data.prepare import Preparation
 from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.encoders.base import Encoder
-from mtl_lightning.errors import ConfigError, DataError, MTLError
+from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.inputs import IMAGE, readers
 from mtl_lightning.mixing import Mixing
 from mtl_lightning.tasks.base import Task
@@ -283,7 +283,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _survey(self) -> None:
         if self.mixing is not None:
-            specs = {name: task.target for name, task in (self.tasks or {}).items()}
+            specs = self._targets()
             labelled = {name: self.splits["train"].labelled(name) for name in specs}
             rank_zero_info(self.mixing.survey(labelled, specs, self.batch_size))
 
@@ -297,6 +297,9 @@ class MultiTaskDataModule(pl.LightningDataModule):
         seed = (self.seed or 0) + FURTHER * further
         return AugmentedDataset(self.splits[split], self.transform(train), seed, self.check_inputs(self.tasks or {}))
 
+    def _targets(self) -> dict[str, TargetSpec]:
+        return {name: task.target for name, task in (self.tasks or {}).items()}
+
     def _loader(self, split: str, train: bool, further: int = 0) -> ResumableLoader:
         dataset, augmented = self.splits[split], self._augmented(split, train, further)
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -305,7 +308,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         drop = train and (len(sampler) % self.batch_size == 1 if self.drop_last is None else self.drop_last)
         return ResumableLoader(
             augmented,
-            {name: task.target for name, task in (self.tasks or {}).items()},
+            self._targets(),
             sampler,
             self.batch_size,
             drop_last=drop and len(sampler) >= self.batch_size > 1,
@@ -320,11 +323,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def first_row(self) -> Batch:
         """The first training row as evaluation would give it: a batch of one."""
-        loader = self._loader("train", train=False)
-        batch = loader.collate_fn(loader.dataset.__getitems__([Pick(0, 0)]))  # type: ignore[attr-defined]
-        if isinstance(batch, MTLError):
-            raise batch
-        return batch  # type: ignore[no-any-return]
+        rows = self._augmented("train", train=False)
+        return Collate(self._targets(), list(rows.inputs))([rows[Pick(0, 0)]])
 
     def further_batches(self, number: int) -> FurtherBatches:
         """Batches of the training split in a shuffle of their own, without end, for methods that need several a step.

@@ -221,11 +221,9 @@ class ManifestDataModule(MultiTaskDataModule):
         self.root = os.path.expanduser(root)
         self.split = split if split is not None else Split()
         self.split.check()
-        if (manifest is None) == (self.split.files is None):
-            raise ConfigError("data.init_args: give either manifest or split.files")
+        self.manifests = self.split.manifests(manifest)
         if verify < 0:
             raise ConfigError(f"data.init_args.verify is {verify}, expected 0 or more")
-        self.manifests = [manifest] if manifest is not None else list((self.split.files or {}).values())
         self.sources = {IMAGE: image} if inputs is None else dict(inputs)
         self.inputs = list(self.sources)
         self.image = " or ".join(self.sources.values())

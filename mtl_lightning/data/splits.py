@@ -46,6 +46,12 @@ class Split:
     stratify: str | None = None
     seed: int = 0
 
+    def manifests(self, manifest: str | None) -> list[str]:
+        """The files that the rows are in: one, or one a split; raises :class:`ConfigError` unless either of them is given."""
+        if (manifest is None) == (self.files is None):
+            raise ConfigError("data.init_args: give either manifest or split.files")
+        return [manifest] if manifest is not None else list((self.files or {}).values())
+
     def check(self) -> None:
         """Raise :class:`ConfigError` for settings that contradict each other.
 

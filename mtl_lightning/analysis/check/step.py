@@ -76,9 +76,9 @@ class StepProbe(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: pl.LightningModule) -> None:
         """Count parameters and start the meters."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        self.cost.network = summary_of(pl_module, data)
-        write_network(self.cost.network, pl_module, data, Path(trainer.default_root_dir))
+        row = trainer.datamodule.first_row().inputs  # type: ignore[attr-defined]
+        self.cost.network = summary_of(pl_module, row)
+        write_network(self.cost.network, pl_module, row, Path(trainer.default_root_dir))
         device = pl_module.device
         self.cost.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
         self.cost.parameters = {name: _size(part) for name, part in _parts(pl_module).items()}

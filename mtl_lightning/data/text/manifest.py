@@ -55,9 +55,7 @@ class TextManifestDataModule(TextDataModule):
         self.root = os.path.expanduser(root)
         self.split = split if split is not None else Split()
         self.split.check()
-        if (manifest is None) == (self.split.files is None):
-            raise ConfigError("data.init_args: give either manifest or split.files")
-        self.manifests = [manifest] if manifest is not None else list((self.split.files or {}).values())
+        self.manifests = self.split.manifests(manifest)
         self.column, self.columns, self.on_error = text, dict(columns or {}), on_error
 
     def read(self, tasks: Mapping[str, Task], splits: Sequence[str]) -> dict[str, LabelledDataset]:
