@@ -106,6 +106,8 @@ class MultiTaskModule(pl.LightningModule):
         self._freezer: Freezer | None = None
         self._logged = -1
         self._streams = Streams()
+        self.halt: TrainingError | None = None
+        """Set on all processes alike, it ends the run with this error once the optimizer's step is over and all is saved."""
 
     def configure_model(self) -> None:
         """Build the network: only now class names and vector sizes are known from the training labels."""

@@ -128,6 +128,7 @@ class LastCheckpoint(Checkpoint):
         self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if trainer.is_last_batch or not self._stepped:
             return
+        self._halt(trainer, pl_module)
         if self._stop.asked or (trainer.received_sigterm and trainer.world_size == 1):
             self._finish(trainer)
             return
@@ -150,7 +151,14 @@ class LastCheckpoint(Checkpoint):
         if self._stop.asked and trainer.is_last_batch:
             self._finish(trainer)
         elif trainer.is_last_batch:
+            self._halt(trainer, pl_module)
             self._save(trainer)
+
+    def _halt(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End a run that must not go on, with all that it has learnt saved."""
+        if (error := getattr(pl_module, "halt", None)) is not None:
+            self._save(trainer)
+            raise error
 
     @staticmethod
     def _ends(trainer: pl.Trainer) -> bool:
