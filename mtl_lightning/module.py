@@ -374,12 +374,14 @@ class MultiTaskModule(pl.LightningModule):
         if (learnt := checkpoint.get("mtl_preparation")) and (datamodule := getattr(self.trainer, "datamodule", None)):
             datamodule.restore_preparation(learnt)
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
+        self.latest = dict(checkpoint.get("mtl_latest", {})) if training else {}
         self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, what a plateau has not seen, further batches, the tokeniser."""
+        """Add how optimizer and schedule were configured, what was last seen and logged, further batches, the tokeniser."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
+        checkpoint["mtl_latest"] = dict(self.latest)
         checkpoint["mtl_further"] = self._streams.state_dict()
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["mtl_preparation"] = datamodule.preparation_state()

@@ -7,9 +7,11 @@ from pathlib import Path
 import yaml
 
 from mtl_lightning.errors import CheckpointError, ConfigError
+from mtl_lightning.storage import replace_text
 
 CHECKPOINTS = "checkpoints"
-BEFORE = ("config.yaml", "model.md", "model.png", "summary.json")
+CONFIG = "config.yaml"
+BEFORE = (CONFIG, "model.md", "model.png", "summary.json")
 """What a run writes before its first step."""
 
 
@@ -62,6 +64,26 @@ def new_folder(root: Path, name: str, create: bool = True) -> Path:
                 f"cannot make the run folder {folder}: {error.strerror}; set runs to a folder you can write"
             ) from error
         number += 1
+
+
+def keep_config(folder: Path, config: str) -> None:
+    """Write ``config.yaml``; one with other values stays, as ``config.1.yaml`` and so on.
+
+    It is copied and not renamed: a folder without ``config.yaml`` would be no run for whoever looks for the latest.
+
+    Args:
+        folder: of the run.
+        config: resolved, YAML.
+    """
+    file = folder / CONFIG
+    before = file.read_text(encoding="utf-8") if file.exists() else config
+    if before != config:
+        number = len(list(folder.glob("config.*.yaml")))
+        newest = folder / f"config.{number}.yaml"
+        # Where a kill came between the two writes it is kept already.
+        if not (newest.exists() and newest.read_text(encoding="utf-8") == before):
+            replace_text(folder / f"config.{number + 1}.yaml", before)
+    replace_text(file, config)
 
 
 def discard(folder: Path) -> None:
