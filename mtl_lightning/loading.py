@@ -20,6 +20,7 @@ from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import CheckpointError, ConfigError
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.predictor import Predictor, choose
+from mtl_lightning.runs import BEST, LAST, PREVIOUS
 from mtl_lightning.tasks.base import Task
 
 INPUTS = ("eval_transforms", "image_size", "channels")
@@ -69,7 +70,7 @@ def _find(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise CheckpointError(f"{run}: there is no such run folder or checkpoint")
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in (BEST, LAST, PREVIOUS):
         for path in (run / "checkpoints" / name, run / name):
             if path.is_file():
                 return path

@@ -13,6 +13,7 @@ from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.transforms import each_picture
+from mtl_lightning.data.workers import shield
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -181,6 +182,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=shield,
             collate_fn=_CollateOrError(Collate(targets, list(dataset.inputs)), batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
