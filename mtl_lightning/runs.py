@@ -44,23 +44,19 @@ def check_name(name: str) -> None:
         raise ConfigError(f"name is '{name}', expected letters, digits, '_', '-' and '.'; the run's folder gets it")
 
 
-def new_folder(root: Path, name: str, create: bool = True) -> Path:
+def new_folder(root: Path, name: str) -> Path:
     """Claim ``root/name``, or ``root/name-2`` and so on where that is taken.
 
     Args:
         root: where the runs are.
         name: from the configuration.
-        create: False (on other processes than the first) only names the next free one.
     """
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
-        if not create and not folder.exists():
-            return folder
         try:
-            if create:
-                folder.mkdir(parents=True)
-                return folder
+            folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             pass
         except OSError as error:
