@@ -31,6 +31,7 @@ from mtl_lightning.data.pictures import (
     find_pictures,
 )
 from mtl_lightning.data.prepare import Preparation
+from mtl_lightning.data.sieve import bad_target
 from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.encoders.base import Encoder
@@ -279,7 +280,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 )
             if task.target.dense and len(rows) > LEARN_ROWS:
                 rows = np.random.default_rng(self.seed or 0).choice(rows, LEARN_ROWS, replace=False)
-            task.learn(train.targets(name, rows.tolist()))
+            spec = task.target
+            task.learn(target for target in train.targets(name, rows.tolist()) if not bad_target(spec, target))
 
     def _survey(self) -> None:
         if self.mixing is not None:

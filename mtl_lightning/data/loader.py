@@ -12,6 +12,7 @@ from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
+from mtl_lightning.data.sieve import sieve
 from mtl_lightning.data.transforms import each_picture
 from mtl_lightning.data.workers import shield
 from mtl_lightning.errors import DataError, MTLError
@@ -121,25 +122,36 @@ class AugmentedDataset(Dataset[Sample]):
 
         return augmented(sample) if len(self.inputs) == 1 else each_picture(sample, self.inputs, augmented)
 
-    def __getitems__(self, picks: Sequence[Pick]) -> tuple[Pick, list[Sample]] | MTLError:
-        """A batch and its first pick; an error of ours travels as a value, because a worker would wrap it in its traceback."""
+    def __getitems__(self, picks: Sequence[Pick]) -> tuple[Sequence[Pick], list[Sample]] | MTLError:
+        """A batch and its picks; an error of ours travels as a value, because a worker would wrap it in its traceback."""
         try:
-            return picks[0], [self[pick] for pick in picks]
+            return picks, [self[pick] for pick in picks]
         except MTLError as error:
             return error
 
 
 class _CollateOrError:
-    def __init__(self, collate: Collate, batch_size: int, order: EpochSampler, mixing: Mixing | None) -> None:
-        self.collate, self.batch_size, self.mixing = collate, batch_size, mixing
+    def __init__(
+        self,
+        targets: Mapping[str, TargetSpec],
+        inputs: Mapping[str, Sequence[str]],
+        batch_size: int,
+        order: EpochSampler,
+        mixing: Mixing | None,
+    ) -> None:
+        self.collate, self.inputs = Collate(targets, list(inputs)), inputs
+        self.batch_size, self.mixing = batch_size, mixing
         self.seed, self.rank = order.seed, order.rank
 
-    def __call__(self, fetched: tuple[Pick, list[Sample]] | MTLError) -> Batch | MTLError:
+    def __call__(self, fetched: tuple[Sequence[Pick], list[Sample]] | MTLError) -> Batch | MTLError:
         if isinstance(fetched, MTLError):
             return fetched
-        first, samples = fetched
+        picks, samples = fetched
+        first = picks[0]
         try:
+            samples, bad = sieve(samples, self.collate.targets, self.inputs, [pick.filler for pick in picks])
             batch = self.collate(samples)
+            batch.bad = bad
             if self.mixing is None:
                 return batch
             return self.mixing(batch, self.collate.targets, (self.seed, first.epoch, first.turn // self.batch_size), self.rank)
@@ -183,7 +195,7 @@ class ResumableLoader(DataLoader[Any]):
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             worker_init_fn=shield,
-            collate_fn=_CollateOrError(Collate(targets, list(dataset.inputs)), batch_size, sampler, mixing),  # type: ignore[arg-type]
+            collate_fn=_CollateOrError(targets, dataset.inputs, batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
