@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -39,6 +40,7 @@ from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
@@ -332,6 +334,7 @@ def main(args: ArgsType = None) -> None:
         # Lightning would leave with 0, as if the run were over.
         raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
+        error = worker_error(error) or error  # torch raises it wherever the main process is
         if os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error)):
             raise
         if MTLCLI.claimed is not None:
@@ -382,6 +385,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Ours steps it, and where nothing was validated there is nothing to step for.
     warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # Ours, about data.init_args.max_pixels, are errors.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # What is logged is the same on all processes already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.

@@ -679,7 +679,7 @@ def test_masks(tmp_path):
     for name, problem in (
         ("rgb.png", "one channel"),
         ("f.npy", "whole numbers"),
-        ("o.npy", "cannot be read"),
+        ("o.npy", "plain numbers"),
         ("no.png", "no file"),
     ):
         with pytest.raises(DataError, match=f"{name}.*{problem}|{problem} {name}"):

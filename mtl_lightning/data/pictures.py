@@ -9,10 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.files import image_mode
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.data.workers import watched
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -129,13 +131,13 @@ def _in_folder(folder: Path) -> Pictures:
     return Pictures(sorted(names), [os.path.join(folder, name) for name in sorted(names)], note)
 
 
-def check_pictures(pictures: Pictures) -> None:
-    """Raise :class:`DataError` naming every file that is missing or has no picture's header."""
+def check_pictures(pictures: Pictures, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise :class:`DataError` naming every file that is missing, has no picture's header, or has more pixels than it may."""
     bad = []
     for name, paths in zip(pictures.names, pictures.rows or [{"": path} for path in pictures.paths], strict=True):
         for path in paths.values():
             try:
-                image_mode(*os.path.split(path))
+                image_mode(*os.path.split(path), max_pixels)
             except DataError as error:
                 bad.append(f"  {name}: {error}")
     if bad:
@@ -232,7 +234,7 @@ class PreparedBatches:
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
-        for items in self.loader:
+        for items in watched(iter(self.loader), self.loader.timeout):
             for item in items:
                 if isinstance(item, MTLError):
                     raise item
