@@ -50,7 +50,7 @@ def check_cells(path: Path, name: str, columns: int, rows: int) -> None:
         short = [(reader.line_num, len(cells)) for cells in reader if 0 < len(cells) < columns]
     if short:
         line, cells = short[0]
-        others = f" (and {len(short) - 1} other rows)" if len(short) > 1 else ""
+        others = f" ({len(short)} rows are so)" if len(short) > 1 else ""
         raise DataError(
             f"{name}, row {line}: {cells} cell{'s' * (cells > 1)}, and the header has {columns} columns{others}; is the file cut "
             "off? An empty cell needs its comma, too"

@@ -14,7 +14,7 @@ from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.transforms import each_picture
-from mtl_lightning.data.workers import watched
+from mtl_lightning.data.workers import Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -193,11 +193,12 @@ class ResumableLoader(DataLoader[Any]):
         self.order = sampler
         self.position = 0
         self.waited, self.rows = 0.0, 0
+        self.watch = Workers(self.timeout)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.position = self.order.start // (self.batch_size or 1)
-        batches, start = super().__iter__(), time.perf_counter()
-        for batch in watched(batches, self.timeout, self._next_rows):
+        start = time.perf_counter()
+        for batch in self.watch.watched(super().__iter__, self._next_rows):
             if isinstance(batch, MTLError):
                 raise batch
             self.waited += time.perf_counter() - start

@@ -69,7 +69,7 @@ def _open(path: str, text: str, max_pixels: int) -> Image.Image:
     try:
         return Image.open(path)
     except Image.DecompressionBombError as error:
-        raise _too_large(text, str(error).split(" exceeds", 1)[0], max_pixels) from error
+        raise _too_large(text, f"more than {2 * max_pixels:,} pixels", max_pixels) from error
 
 
 def check_pixels(image: Image.Image, text: str, max_pixels: int) -> None:
@@ -81,8 +81,8 @@ def check_pixels(image: Image.Image, text: str, max_pixels: int) -> None:
 
 def _too_large(text: str, claim: str, max_pixels: int) -> DataError:
     return DataError(
-        f"{text} is too large by its header ({claim}, and data.init_args.max_pixels is {max_pixels:,}), and was not decoded; "
-        "store it smaller, or raise the limit if it is meant to be so large"
+        f"{text} is too large: its header says {claim}, and data.init_args.max_pixels is {max_pixels:,}. It was not "
+        "decoded; store it smaller, or raise the limit if it is meant to be so large"
     )
 
 

@@ -14,7 +14,7 @@ from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
-from mtl_lightning.data.workers import watched
+from mtl_lightning.data.workers import Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -159,6 +159,7 @@ class FilesToPredict(Dataset[Prepared | Unreadable | MTLError]):
 
     def __init__(self, pictures: Pictures, preparation: Preparation, on_error: OnError) -> None:
         self.pictures, self.preparation, self.on_error = pictures, preparation, on_error
+        self.names: Sequence[str] = pictures.names
 
     def __len__(self) -> int:
         return len(self.pictures.names)
@@ -195,6 +196,7 @@ class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
         inputs: Sequence[str] = (IMAGE,),
     ) -> None:
         self.dataset, self.preparation, self.seed, self.inputs = dataset, preparation, seed, list(inputs)
+        self.names = dataset.ids
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -227,14 +229,21 @@ class PreparedBatches:
     """Batches of what is to be predicted, and nothing else: the trainer would take a ``DataLoader`` apart.
 
     Args:
-        loader: whose workers' errors are raised here.
+        loader: whose workers' errors are raised here; its data set has ``names`` of the rows.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
-        for items in watched(iter(self.loader), self.loader.timeout):
+        taken = 0
+
+        def rows() -> list[str]:
+            names: Sequence[str] = self.loader.dataset.names  # type: ignore[attr-defined]
+            return [names[row] for row in range(taken, min(taken + (self.loader.batch_size or 1), len(names)))]
+
+        for items in Workers(self.loader.timeout).watched(self.loader.__iter__, rows):
+            taken += len(items)
             for item in items:
                 if isinstance(item, MTLError):
                     raise item
