@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -43,6 +44,7 @@ from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
@@ -398,7 +400,8 @@ def main(args: ArgsType = None) -> None:
     except Exception as raised:
         peers = MTLCLI.peers
         lost = None if peers is None else out_of_touch(raised)
-        error, speaks = lost or raised, peers is None or peers.fail()
+        # torch tells of a dead worker wherever the main process is.
+        error, speaks = lost or worker_error(raised) or raised, peers is None or peers.fail()
         if speaks and (os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error))):
             raise
         if MTLCLI.claimed is not None:
@@ -464,6 +467,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Ours steps it, and where nothing was validated there is nothing to step for.
     warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # Ours, about data.init_args.max_pixels, are errors.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # What is logged is the same on all processes already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.
