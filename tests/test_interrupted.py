@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from mtl_lightning import runs
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 from mtl_lightning.main import main
-from mtl_lightning.runs import find_checkpoint, keep_config
+from mtl_lightning.runs import keep_config, latest_run
 from tests.killer import Stopped
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -45,8 +45,6 @@ def test_a_run_keeps_its_configuration_when_a_kill_comes_between_two_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "net"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints/last.ckpt").touch()
     keep_config(folder, "name: net\nlr: 1\n")
     write, written = runs.replace_text, []
 
@@ -60,7 +58,7 @@ def test_a_run_keeps_its_configuration_when_a_kill_comes_between_two_files(
         patch.setattr(runs, "replace_text", killed)
         with pytest.raises(Stopped):
             keep_config(folder, "name: net\nlr: 2\n")
-    assert find_checkpoint(tmp_path, "net", "last")[1] == folder
+    assert latest_run(tmp_path, "net") == folder
     keep_config(folder, "name: net\nlr: 2\n")
     keep_config(folder, "name: net\nlr: 3\n")
     keep_config(folder, "name: net\nlr: 3\n")

@@ -61,7 +61,7 @@ WEIGHTINGS = {
 FURTHER = [
     Case(
         "MoDo, learnt branches, MixUp, validation in mid-epoch",
-        ["--model.weighting=MoDo", "--model.architecture=LearnedBranching", "--data.mixing=MixUp",
+        ["--model.weighting=MoDo", "--model.architecture=LTB", "--data.mixing=MixUp",
          "--trainer.val_check_interval=4"],
     ),
     Case(
