@@ -124,7 +124,12 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
     if not _kept(latest, which):
         option = f"--ckpt_path {which}" if asked else f"no --ckpt_path, so {which}"
         others = [run for run in _folders(root, name)[:-1] if _kept(run, which)]
-        hint = f"; {others[-1]} has one: give its path" if others else "; run fit first"
+        if others:
+            hint = f"; {others[-1]} has one: give its path"
+        elif _kept(latest, "last"):
+            hint = ", only a last one: give last"
+        else:
+            hint = ": it ended before it saved anything; run fit without --ckpt_path"
         raise CheckpointError(f"{option}: the latest run {latest} has no {CHECKPOINTS}/{which}.ckpt{hint}")
     if which == "last":
         return newest_whole(latest), latest

@@ -13,7 +13,7 @@ SHORT = ["--trainer.max_epochs=3"]
 FEW = [
     (chosen("FAMO", (1, 1, 1, 0, 0)), [0.2, Moment("half a checkpoint written", 2)]),
     (chosen("UPGrad", (0, 0, 0, 1, 1)), [Moment("half a line of metrics.csv", 3), 0.3]),
-    (chosen("DBMTL", (0, 1, 1, 1, 0)), [Moment("best.ckpt renamed")]),
+    (chosen("DBMTL", (0, 1, 1, 1, 0)), [Moment("previous.ckpt renamed", 2)]),
 ]
 
 

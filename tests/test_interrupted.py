@@ -147,3 +147,18 @@ def test_a_report_that_a_kill_prevented_is_made_where_nothing_is_validated(tmp_p
     fit(tmp_path, *args, "--ckpt_path=last")
     assert (folder / "summary.json").read_text() == before
     assert "train/level/loss" in (folder / "summary.md").read_text()
+
+
+def test_a_run_that_was_killed_before_it_saved_is_started_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Stopped):
+        fit(tmp_path, "--trainer.max_epochs=1", STOP.format(step=1))
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--trainer.max_epochs=1", "--ckpt_path=last")
+    assert "it ended before it saved anything; run fit without --ckpt_path" in capsys.readouterr().err
+    fit(tmp_path, "--trainer.max_epochs=1")
+    fit(tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert last(tmp_path / "tiny-2")["global_step"] == 12
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1", "--name=blind")
+        fit(tmp_path, "--name=blind", "--ckpt_path=best")
+    assert "no checkpoints/best.ckpt, only a last one: give last" in capsys.readouterr().err
