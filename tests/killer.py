@@ -37,12 +37,20 @@ class SignalAt(Callback):
 
 
 class SignalInValidation(Callback):
-    """Send the process a signal at the first validation batch."""
+    """Send the process a signal at the first validation batch of ``fit``, or of the ``validate`` after it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stage: str = "fit") -> None:
         self.number: signal.Signals | None = signal.Signals[name]
+        self.stage = stage
 
-    def on_validation_batch_start(self, *_: Any) -> None:
-        if self.number is not None:
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        if self.number is not None and trainer.state.fn == self.stage:
             os.kill(os.getpid(), self.number)
             self.number = None
+
+
+class SignalInSetup(Callback):
+    """Send the process Ctrl-C before anything is trained."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)

@@ -238,6 +238,17 @@ def test_auto_goes_on_where_there_is_something_to_go_on_with(runs: Path, capsys:
     assert "--ckpt_path auto is for fit" in capsys.readouterr().err
 
 
+def test_saves_by_the_clock(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--checkpoint.every_minutes=0.000001", "--trainer.max_steps=4", "--trainer.limit_val_batches=0")
+    folder = tmp_path / "tiny/checkpoints"
+    assert (step(folder / "last.ckpt"), step(folder / "previous.ckpt")) == (4, 3)
+
+
+def test_no_previous_one_where_none_is_wanted(tmp_path: Path) -> None:
+    call("fit", tmp_path, "--checkpoint.previous=false", "--trainer.limit_val_batches=0")
+    assert [path.name for path in (tmp_path / "tiny/checkpoints").iterdir()] == ["last.ckpt"]
+
+
 @pytest.mark.parametrize(
     "option", ["every_n_steps=0", "every_n_steps=-3", "every_minutes=0", "every_minutes=-1", "every_minutes=.nan"]
 )

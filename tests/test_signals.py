@@ -80,6 +80,24 @@ def test_a_signal_before_the_first_step(tmp_path: Path) -> None:
     assert caught.value.code == 75 and step(tmp_path) == 1
 
 
+def test_a_signal_after_the_training_lets_the_report_be_finished(tmp_path: Path) -> None:
+    asked = "--trainer.callbacks+={class_path: tests.killer.SignalInValidation, init_args: {name: SIGTERM, stage: validate}}"
+    before = signal.getsignal(signal.SIGTERM)
+    fit(tmp_path, "--trainer.max_epochs=1", asked)
+    assert (tmp_path / "tiny/finished").exists() and (tmp_path / "tiny/summary.md").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_before_the_training_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, "--trainer.callbacks+=tests.killer.SignalInSetup")
+    signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert caught.value.code == 130
+    assert "Ctrl-C: ended, with nothing new saved" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file to which a false ``scontrol`` writes what it is told."""
