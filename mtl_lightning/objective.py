@@ -55,9 +55,9 @@ def normalize(
     terms = stack_terms(masked)
     rows = torch.stack([labelled[name].sum() for name in masked]).to(terms.totals)
     if world > 1:
-        counted = reduce(torch.cat([terms.denominators, rows]))
-        terms = StackedTerms(reduce(terms.totals), counted[: -len(rows)], terms.coefficients)
-        rows = counted[-len(rows) :]
+        added = reduce(torch.cat([terms.totals, terms.denominators, rows]))
+        totals, counts, rows = torch.split(added, [len(terms.totals), len(terms.denominators), len(rows)])
+        terms = StackedTerms(totals, counts, terms.coefficients)
     # One transfer from the device, and plain numbers from here on.
     totals, denominators = torch.stack([terms.totals, terms.denominators]).tolist()
     scalars, values, present, factors, index = {}, [], [], [], 0

@@ -311,7 +311,7 @@ class GradientEngine(nn.Module):
             if self.blocks > 1:
                 sizes = cut.block_norms(tasks, self.blocks, self._world, self._rank)
                 kernels = torch.diag_embed(self._total(sizes)[good] * (self.blocks / self._world / scale) ** 2).double().cpu()
-            weights = self.balance.solve(method, gramian, held.values, held.present, kernels)
+            weights = self.balance.solve(method, gramian, held.values, held.present, kernels, summed=True)
         else:
             weights = self.balance.last(held.present)
         trunk = self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared))
