@@ -81,7 +81,7 @@ def counting(out: Path) -> list[str]:
 
 
 def steps(out: Path) -> list[list[Message]]:
-    """The messages of each step; without the first, in which DistributedDataParallel settles, and the last, with an epoch's end."""
+    """The messages of each step; without the first, in which DDP settles, and the last, with an epoch's end."""
     return [[(name, size, kind) for name, size, kind in json.loads(line)] for line in out.read_text().splitlines()[2:-1]]
 
 

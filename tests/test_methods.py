@@ -1,6 +1,5 @@
 """What must hold for every weighting method in training: two processes are as one, a checkpoint holds all state."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -116,6 +116,12 @@ class Switch(pl.Callback):
             self.saves.append(time.perf_counter() - start)
 
 
+def keep(names: Sequence[str]) -> None:
+    """Leave the other variants out."""
+    for name in set(VARIANTS) - set(names):
+        del VARIANTS[name]
+
+
 def arguments(encoder: str, steps: int, rounds: int, clock: str, runs: str) -> list[str]:
     rows, epochs = 16 * steps, len(VARIANTS) * (rounds + 1)
     found = ["fit", "--config", str(ROOT / "configs/scenes.yaml"), "--runs", runs, f"--model.encoder={encoder}"]
@@ -148,7 +154,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[40, 12], help="of an epoch, for each encoder")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use as well")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="beside everything on")
     options = parser.parse_args()
+    keep(["everything on", *options.variants])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     rows = []
     for encoder, steps in zip(options.encoders, options.steps, strict=True):
