@@ -1,5 +1,6 @@
 """Reading the configuration: its own entries, and a later file that must not make tasks disappear."""
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,13 +21,22 @@ class CheckpointOptions:
         mode: whether it is to be large or small; null knows it from the value: losses small, the score large, a metric as its
             task says.
         every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
-        every_minutes: minutes between saves of last.ckpt within an epoch.
+        every_minutes: minutes between saves of last.ckpt within an epoch; null saves at an epoch's end alone.
+        previous: keep the last.ckpt that is replaced as previous.ckpt, in case the disk damages the new one; costs its space.
     """
 
     monitor: str = "val/score"
     mode: Literal["min", "max"] | None = None
     every_n_steps: int | None = None
     every_minutes: float | None = 15.0
+    previous: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse spans of no length."""
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise ConfigError(f"checkpoint.every_n_steps is {self.every_n_steps}, expected 1 or more, or null")
+        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
+            raise ConfigError(f"checkpoint.every_minutes is {self.every_minutes:g}, expected more than 0, or null")
 
 
 @dataclass

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -18,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -26,7 +27,7 @@ import mtl_lightning.heads
 import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting
-from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 from mtl_lightning.callbacks.network import NetworkPage
@@ -35,18 +36,21 @@ from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.callbacks.sharing import WatchSharing
+from mtl_lightning.callbacks.signals import Stopped
 from mtl_lightning.callbacks.together import EndTogether
 from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
+from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
-from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
+from mtl_lightning.runs import CHECKPOINTS, FINISHED, check_name, choose_run, discard, find_checkpoint, new_folder
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
@@ -90,7 +94,7 @@ class MTLCLI(LightningCLI):
         TaskKeepingParser.given = sys.argv[1:] if args is None else args
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
         path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
-        if path not in (None, "last", "best"):
+        if path not in (None, "last", "best", "auto"):
             # Before Lightning opens it, to look for hyperparameters that ours do not have.
             load_checkpoint(Path(path))
 
@@ -104,7 +108,7 @@ class MTLCLI(LightningCLI):
         self.folder, self.checkpoint = Path(folder), Path(checkpoint) if checkpoint else None
         if self.subcommand == "predict":
             check_folder(self._predictions())
-        self.resumed = self.subcommand == "fit" and which == "last"
+        self.resumed = self.subcommand == "fit" and which in ("last", "auto") and self.checkpoint is not None
         resolved = config.clone()
         if "ckpt_path" in resolved:
             resolved.ckpt_path = None  # so that config.yaml starts a run of its own
@@ -113,7 +117,6 @@ class MTLCLI(LightningCLI):
         if self.subcommand == "fit":
             self.wandb = prepare(self.loggers, self.folder, self.checkpoint if self.resumed else None)
         if self.checkpoint is not None:
-            load_checkpoint(self.checkpoint)
             rank_zero_info(f"Checkpoint {self.checkpoint}")
 
     def _agreed(self, decide: Callable[[], str]) -> str:
@@ -133,6 +136,12 @@ class MTLCLI(LightningCLI):
         if self.subcommand == "check":
             return None, self._claim(root, f"{name}-check")
         fit = self.subcommand == "fit"
+        if which == "auto":
+            if not fit:
+                raise ConfigError(f"--ckpt_path auto is for fit; give {self.subcommand} last, best, or the path of a .ckpt file")
+            goes_on, why = choose_run(root, name)
+            rank_zero_only(print)(f"--ckpt_path auto: {why}", flush=True)
+            which = "last" if goes_on else None
         if fit and not which:
             return None, self._claim(root, name)
         checkpoint, folder = find_checkpoint(root, name, which)
@@ -207,7 +216,7 @@ class MTLCLI(LightningCLI):
             folder = self.folder / CHECKPOINTS
             callbacks += [
                 self.tracking,
-                Resume(dump, self.resumed, lambda: self._save_config(dump)),
+                Resume(dump, self.resumed, lambda: self._go_on(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
                 DataSpeed(),
@@ -225,7 +234,7 @@ class MTLCLI(LightningCLI):
             **{
                 "callbacks": callbacks,
                 "logger": loggers,
-                "plugins": [*_listed(trainer.plugins), WholeCheckpointIO()],
+                "plugins": [*_listed(trainer.plugins), WholeCheckpointIO(options.previous)],
                 "default_root_dir": str(self.folder),
                 "enable_progress_bar": bar and terminal,
                 "enable_model_summary": bool(trainer.enable_model_summary),
@@ -265,6 +274,11 @@ class MTLCLI(LightningCLI):
             "check_val_every_n_epoch": 2**31,
             **dict.fromkeys(off, False),
         }
+
+    @rank_zero_only
+    def _go_on(self, dump: str) -> None:
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        self._save_config(dump)
 
     @rank_zero_only
     def _save_config(self, dump: str) -> None:
@@ -318,6 +332,7 @@ class MTLCLI(LightningCLI):
             rank_zero_only(self.report.without_validation)(self.model)
             self.tracking.send_report(self.trainer)
         self.tracking.finish(self.trainer)
+        rank_zero_only(replace_text)(self.folder / FINISHED, f"{self.trainer.global_step}\n")
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
 
 
@@ -334,7 +349,8 @@ def main(args: ArgsType = None) -> None:
         args: the arguments after the program's name; None takes the process's own.
 
     Raises:
-        SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed.
+        SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed, 75 where
+            SIGTERM ended a run that is saved; 143 and 130 where SIGTERM ended one that is not, and Ctrl-C any.
     """
     _quiet()
     _show_ours()
@@ -343,6 +359,8 @@ def main(args: ArgsType = None) -> None:
         sys.path.insert(0, os.getcwd())
     MTLCLI.claimed = MTLCLI.peers = None
     words = sys.argv[1:] if args is None else args
+    # The launcher kills the others when one that it started leaves with another code than 0.
+    launched = LAUNCHED in os.environ and rank_zero_only.rank != 0  # type: ignore[attr-defined]
     try:
         if isinstance(words, list) and words[:1] == ["export"]:
             export_command(words[1:])
@@ -363,13 +381,27 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"description": HELP, "prog": "python -m mtl_lightning"},
             args=args,
         )
+    except Stopped as stopped:
+        if args is None:
+            # A launcher may pass the signal on late, to a process that is leaving.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(0 if launched else stopped.code) from None
     except SIGTERMException:
         # Lightning would leave with 0, as if the run were over.
-        raise SystemExit(128 + signal.SIGTERM) from None
+        _give_up("SIGTERM", 128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        _give_up("Ctrl-C", 128 + signal.SIGINT)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's own way to leave.
+        _give_up("Ctrl-C", 128 + signal.SIGINT)
     except Exception as raised:
         peers = MTLCLI.peers
         lost = None if peers is None else out_of_touch(raised)
-        error, speaks = lost or raised, peers is None or peers.fail()
+        # torch tells of a dead worker wherever the main process is.
+        error, speaks = lost or worker_error(raised) or raised, peers is None or peers.fail()
         if speaks and (os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error))):
             raise
         if MTLCLI.claimed is not None:
@@ -382,6 +414,15 @@ def main(args: ArgsType = None) -> None:
     finally:
         if MTLCLI.peers is not None:
             MTLCLI.peers.leave()
+
+
+def _give_up(name: str, code: int) -> NoReturn:
+    if MTLCLI.peers is not None:
+        MTLCLI.peers.fail()
+    if MTLCLI.claimed is not None:
+        discard(MTLCLI.claimed)
+    rank_zero_only(print)(f"{name}: ended, with nothing new saved", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _from_lightning(error: Exception) -> bool:
@@ -426,6 +467,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Ours steps it, and where nothing was validated there is nothing to step for.
     warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # Ours, about data.init_args.max_pixels, are errors.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # What is logged is the same on all processes already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.
