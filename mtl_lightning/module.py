@@ -34,7 +34,7 @@ from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
-from mtl_lightning.strategies import check_strategy, check_wrapped
+from mtl_lightning.strategies import check_strategy, check_wrapped, holds_all
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
 from mtl_lightning.training import Step, Surroundings, Training
@@ -165,7 +165,7 @@ class MultiTaskModule(pl.LightningModule):
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
             gather=self._gather,
-            replicated=trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy),
+            replicated=trainer is None or holds_all(trainer.strategy),
         )
 
     def forward(

@@ -7,6 +7,11 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from mtl_lightning.errors import ConfigError
 
 
+def holds_all(strategy: Any) -> bool:
+    """Whether every process has all parameters under a strategy of the trainer's."""
+    return isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+
+
 def check_strategy(strategy: Any) -> None:
     """Refuse a strategy under which processes hold parts of the parameters (FSDP, tensor parallelism, DeepSpeed).
 
@@ -20,8 +25,7 @@ def check_strategy(strategy: Any) -> None:
     Raises:
         ConfigError: it is neither of one device nor DistributedDataParallel's.
     """
-    whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
-    if strategy is not None and not whole:
+    if strategy is not None and not holds_all(strategy):
         raise ConfigError(
             f"trainer.strategy is {type(strategy).__name__}, under which a process holds parts of the parameters; which of them "
             "learn from which tasks, in each step, and the gradients of each task are known of whole parameters alone; set "
