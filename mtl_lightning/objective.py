@@ -92,7 +92,7 @@ def normalize(
     else:
         numbers = torch.cat([terms.totals, terms.denominators]).tolist()
     # One transfer from the device, and plain numbers from here on.
-    totals, divisors = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    sums, divisors = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
     scalars, values, present, factors, owner, index = {}, [], [], [], [], 0
     for position, (name, task) in enumerate(masked.items()):
         parts, value, seen = [], 0.0, False
@@ -100,7 +100,7 @@ def normalize(
             factor = 0.0
             if divisors[index] > 0:
                 factor = importance[name] * term.coefficient / divisors[index]
-                value, seen = value + totals[index] * factor, True
+                value, seen = value + sums[index] * factor, True
             factors.append(world * factor)
             owner.append(position)
             parts.append(term.total * factors[-1])
