@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -80,6 +81,8 @@ class TaskKeepingParser(LightningArgumentParser):
 
     given: ClassVar[Any] = ()
     """What is being parsed: words, or the configuration itself. The parsers of subcommands see only a part of it."""
+    speaks: ClassVar[Callable[[], bool]] = staticmethod(lambda: True)
+    """Asked once there is an error: whether this of several processes says so."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent."""
@@ -93,6 +96,7 @@ class TaskKeepingParser(LightningArgumentParser):
             # On first use: it is needed after errors only, and knows the classes that read this file's.
             from mtl_lightning.advice import advise
 
-            print(f"error: {advise(message, self.given)}", file=sys.stderr)
+            if type(self).speaks():
+                print(f"error: {advise(message, self.given)}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)

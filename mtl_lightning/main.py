@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -35,26 +37,35 @@ from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.callbacks.sharing import WatchSharing
 from mtl_lightning.callbacks.signals import Stopped
+from mtl_lightning.callbacks.together import EndTogether
 from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
 from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
+from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
-from mtl_lightning.runs import CHECKPOINTS, FINISHED, check_name, choose_run, discard, find_checkpoint, new_folder
+from mtl_lightning.runs import (
+    CHECKPOINTS,
+    FINISHED,
+    check_name,
+    choose_run,
+    discard,
+    find_checkpoint,
+    keep_config,
+    new_folder,
+)
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
 # Classes that are imported can be named without their package; those of the data room are imported on first use.
 for _name in mtl_lightning.data.__all__:
     getattr(mtl_lightning.data, _name)
-
-LAUNCHED = "MTL_LIGHTNING_RUN"
-"""Environment variable that tells processes started by the first one about its run folder and checkpoint."""
 
 HELP = "Train one network for many tasks from partly labelled data; beside the subcommands below there is export (export --help)."
 DEBUG = "MTL_LIGHTNING_DEBUG"
@@ -66,6 +77,10 @@ class MTLCLI(LightningCLI):
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
+    peers: ClassVar[Peers | None] = None
+    """The run's other processes."""
+    started: ClassVar[int] = 0
+    """Runs of this process so far."""
     folder: Path
     checkpoint: Path | None = None
     wandb: dict[str, str] | None = None
@@ -97,13 +112,9 @@ class MTLCLI(LightningCLI):
         config = self.config[self.subcommand]
         root, name, which = Path(config.runs), config.name, config.get("ckpt_path")
         check_name(name)
-        if LAUNCHED in os.environ and rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            # A process started by the first one: what that decided, not what is the latest run by now.
-            folder_text, checkpoint_text = os.environ[LAUNCHED].split(os.pathsep)
-            self.folder, self.checkpoint = Path(folder_text), Path(checkpoint_text) if checkpoint_text else None
-        else:
-            self.checkpoint, self.folder = self._decide(root, name, which)
-            os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
+        self.decided = self._agreed(lambda: os.pathsep.join(str(path or "") for path in self._decide(root, name, which)))
+        checkpoint, folder = self.decided.split(os.pathsep)
+        self.folder, self.checkpoint = Path(folder), Path(checkpoint) if checkpoint else None
         if self.subcommand == "predict":
             check_folder(self._predictions())
         self.resumed = self.subcommand == "fit" and which in ("last", "auto") and self.checkpoint is not None
@@ -117,10 +128,22 @@ class MTLCLI(LightningCLI):
         if self.checkpoint is not None:
             rank_zero_info(f"Checkpoint {self.checkpoint}")
 
+    def _agreed(self, decide: Callable[[], str]) -> str:
+        """What the first process decides, and not each for itself: by now another run may be the latest, or have the name."""
+        if self.peers is None:
+            if self.config[self.subcommand].trainer.num_nodes > 1 and self.subcommand != "check":
+                raise ConfigError(
+                    "trainer.num_nodes is more than 1, and nothing says where the other nodes are: start with torchrun or srun, "
+                    "or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each node"
+                )
+            return decide()
+        if self.subcommand in ("check", "predict"):
+            raise ConfigError(f"{self.subcommand} runs on one process: start it without torchrun or srun")
+        return self.peers.agree(decide)
+
     def _decide(self, root: Path, name: str, which: str | None) -> tuple[Path | None, Path]:
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.subcommand == "check":
-            return None, self._claim(root, f"{name}-check", first)
+            return None, self._claim(root, f"{name}-check")
         fit = self.subcommand == "fit"
         if which == "auto":
             if not fit:
@@ -129,15 +152,15 @@ class MTLCLI(LightningCLI):
             rank_zero_only(print)(f"--ckpt_path auto: {why}", flush=True)
             which = "last" if goes_on else None
         if fit and not which:
-            return None, self._claim(root, name, first)
+            return None, self._claim(root, name)
         checkpoint, folder = find_checkpoint(root, name, which)
         if folder is None or (fit and which != "last"):
-            folder = self._claim(root, name, first)
+            folder = self._claim(root, name)
         return checkpoint, folder
 
     @classmethod
-    def _claim(cls, root: Path, name: str, first: bool) -> Path:
-        cls.claimed = new_folder(root, name, create=first)
+    def _claim(cls, root: Path, name: str) -> Path:
+        cls.claimed = new_folder(root, name)
         return cls.claimed
 
     def instantiate_classes(self) -> None:
@@ -193,7 +216,7 @@ class MTLCLI(LightningCLI):
         self.tracking = Tracking(dump, self.folder, config.tracking, self.wandb)
         # Before the report, which shows their pictures, too.
         seen = [NetworkPage(self.folder, trainer.enable_model_summary is not False), WatchSharing(self.folder)]
-        callbacks = [*_listed(trainer.callbacks), *seen, self.report]
+        callbacks = [EndTogether(lambda: self.peers), *_listed(trainer.callbacks), *seen, self.report]
         bar = trainer.enable_progress_bar is not False
         terminal = sys.stdout.isatty()
         if bar:
@@ -216,7 +239,7 @@ class MTLCLI(LightningCLI):
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)
-        return super().instantiate_trainer(
+        built = super().instantiate_trainer(
             **{
                 "callbacks": callbacks,
                 "logger": loggers,
@@ -227,6 +250,26 @@ class MTLCLI(LightningCLI):
                 **kwargs,
             }
         )
+        self._join(built.world_size)
+        return built
+
+    def _join(self, world: int) -> None:
+        """Be ready for the processes that the trainer starts, or check that those there are take part."""
+        peers = self.peers
+        if peers is None and world > 1:
+            peers = MTLCLI.peers = Peers(("127.0.0.1", 0), True, True)
+            peers.agree(lambda: self.decided)
+        elif peers is not None:
+            if world == 1:
+                raise ConfigError(
+                    "several processes were started, and the trainer is configured for one; set trainer.devices to the processes "
+                    "of a node, trainer.num_nodes to the nodes, and trainer.strategy to ddp"
+                )
+            peers.world = world
+        if peers is not None:
+            peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
+            if "LOCAL_RANK" not in os.environ:
+                os.environ[LAUNCHED] = "{}:{}".format(*peers.address)
 
     def _nothing_saved(self) -> dict[str, Any]:
         from mtl_lightning.analysis.check.step import StepProbe
@@ -248,11 +291,7 @@ class MTLCLI(LightningCLI):
 
     @rank_zero_only
     def _save_config(self, dump: str) -> None:
-        file = self.folder / "config.yaml"
-        if file.exists() and file.read_text(encoding="utf-8") != dump:
-            number = len(list(self.folder.glob("config.*.yaml"))) + 1
-            os.replace(file, self.folder / f"config.{number}.yaml")
-        replace_text(file, dump)
+        keep_config(self.folder, dump)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]
@@ -323,7 +362,7 @@ def main(args: ArgsType = None) -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The console script does not look where `python -m` does: for classes of one's own.
         sys.path.insert(0, os.getcwd())
-    MTLCLI.claimed = None
+    MTLCLI.claimed = MTLCLI.peers = None
     words = sys.argv[1:] if args is None else args
     # The launcher kills the others when one that it started leaves with another code than 0.
     launched = LAUNCHED in os.environ and rank_zero_only.rank != 0  # type: ignore[attr-defined]
@@ -331,6 +370,9 @@ def main(args: ArgsType = None) -> None:
         if isinstance(words, list) and words[:1] == ["export"]:
             export_command(words[1:])
             return
+        peers = MTLCLI.peers = meet(MTLCLI.started)
+        TaskKeepingParser.speaks = (lambda: True) if peers is None else peers.fail
+        MTLCLI.started += 1
         MTLCLI(
             MultiTaskModule,
             MultiTaskDataModule,
@@ -360,16 +402,28 @@ def main(args: ArgsType = None) -> None:
             raise
         # Lightning's own way to leave.
         _give_up("Ctrl-C", 128 + signal.SIGINT)
-    except Exception as error:
-        if os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error)):
+    except Exception as raised:
+        peers = MTLCLI.peers
+        lost = None if peers is None else out_of_touch(raised)
+        # torch tells of a dead worker wherever the main process is.
+        error, speaks = lost or worker_error(raised) or raised, peers is None or peers.fail()
+        if speaks and (os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error))):
             raise
         if MTLCLI.claimed is not None:
             discard(MTLCLI.claimed)
-        print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
+        if peers is not None:
+            peers.leave(wait=lost is None)
         raise SystemExit(1) from None
+    finally:
+        if MTLCLI.peers is not None:
+            MTLCLI.peers.leave()
 
 
 def _give_up(name: str, code: int) -> NoReturn:
+    if MTLCLI.peers is not None:
+        MTLCLI.peers.fail()
     if MTLCLI.claimed is not None:
         discard(MTLCLI.claimed)
     rank_zero_only(print)(f"{name}: ended, with nothing new saved", file=sys.stderr)
@@ -418,6 +472,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Ours steps it, and where nothing was validated there is nothing to step for.
     warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # Ours, about data.init_args.max_pixels, are errors.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # What is logged is the same on all processes already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.
