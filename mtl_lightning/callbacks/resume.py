@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from mtl_lightning.callbacks.carried import carry_over, stays_stopped
 from mtl_lightning.callbacks.generators import Generators, everyones, generators, reseed, restore
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 
@@ -33,8 +34,9 @@ class Resume(Callback):
         self._states: list[Generators] | None = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add generators and configuration."""
+        """Add generators, configuration, and whether something (early stopping, say) has ended the run."""
         checkpoint["mtl_config"] = self.config
+        checkpoint["mtl_stopping"] = bool(trainer.should_stop)
         checkpoint["mtl_random"] = everyones(trainer.world_size)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -46,6 +48,13 @@ class Resume(Callback):
         changes = differences(checkpoint.get("mtl_config", ""), self.config)
         if changes:
             rank_zero_info("Configuration that differs from the checkpoint (the new value is used):\n" + "\n".join(changes))
+        carry_over(trainer, checkpoint)
+        if self.same_folder and stays_stopped(checkpoint, [line.split(":")[0].strip() for line in changes]):
+            trainer.should_stop = True
+            rank_zero_info(
+                "The run had been stopped by a callback (early stopping, say) and stays so; to train on, change that callback or "
+                "trainer.max_epochs"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the generators after everything else that draws from them."""
