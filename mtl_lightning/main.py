@@ -256,6 +256,8 @@ class MTLCLI(LightningCLI):
     def _join(self, world: int) -> None:
         """Be ready for the processes that the trainer starts, or check that those there are take part."""
         peers = self.peers
+        if self.subcommand == "predict" and world > 1:
+            raise ConfigError("predict runs on one process: set trainer.devices to 1")
         if peers is None and world > 1:
             peers = MTLCLI.peers = Peers(("127.0.0.1", 0), True, True)
             peers.agree(lambda: self.decided)
