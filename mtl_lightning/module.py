@@ -34,6 +34,7 @@ from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
+from mtl_lightning.sums import add_up
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
 from mtl_lightning.training import Step, Surroundings, Training
@@ -137,12 +138,12 @@ class MultiTaskModule(pl.LightningModule):
         self._resting = Resting(self.model, self.weighting, self._freezer)
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings(self._resting))
         self.engine = self._training.engine
-        # The weighting's state is equal on all processes, and as large as the network where gradients are remembered: no need
-        # for DistributedDataParallel to send it in every forward pass.
-        state = [name for name, _ in self.named_buffers() if name.startswith(("weighting.", "engine."))]
-        self._ddp_params_and_buffers_to_ignore = state
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
+        # What is no part of the network is equal on all processes, and the weighting's state is as large as the network where
+        # gradients are remembered: no need for DistributedDataParallel to send it in every forward pass.
+        state = [name for name, _ in self.named_buffers() if not name.startswith("model.")]
+        self._ddp_params_and_buffers_to_ignore = state
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
 
@@ -273,7 +274,7 @@ class MultiTaskModule(pl.LightningModule):
         return self._training.importance
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+        return add_up(self.trainer.strategy, tensor)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Note what rests in this step."""
@@ -408,12 +409,14 @@ class MultiTaskModule(pl.LightningModule):
         if (learnt := checkpoint.get("mtl_preparation")) and (datamodule := getattr(self.trainer, "datamodule", None)):
             datamodule.restore_preparation(learnt)
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
+        self.latest = dict(checkpoint.get("mtl_latest", {})) if training else {}
         self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, what a plateau has not seen, further batches, the tokeniser."""
+        """Add how optimizer and schedule were configured, what was last seen and logged, further batches, the tokeniser."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
+        checkpoint["mtl_latest"] = dict(self.latest)
         checkpoint["mtl_further"] = self._streams.state_dict()
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["mtl_preparation"] = datamodule.preparation_state()

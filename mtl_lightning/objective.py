@@ -83,10 +83,11 @@ def normalize(
     terms = stack_terms(masked)
     rows = torch.stack([labelled[name].sum() for name in masked]).to(terms.totals)
     if world > 1:
-        counted = reduce(torch.cat([terms.denominators, rows, rows.new_tensor([float(faults)])]))
-        denominators, rows, everywhere = torch.split(counted, [len(terms.denominators), len(rows), 1])
-        terms = StackedTerms(reduce(terms.totals), denominators, terms.coefficients)
-        numbers = torch.cat([terms.totals, denominators, everywhere]).tolist()
+        count = [len(terms.totals), len(terms.denominators), len(rows), 1]
+        added = reduce(torch.cat([terms.totals, terms.denominators, rows, rows.new_tensor([float(faults)])]))
+        totals, denominators, rows, everywhere = torch.split(added, count)
+        terms = StackedTerms(totals, denominators, terms.coefficients)
+        numbers = torch.cat([totals, denominators, everywhere]).tolist()
         faults = round(numbers.pop())
     else:
         numbers = torch.cat([terms.totals, terms.denominators]).tolist()

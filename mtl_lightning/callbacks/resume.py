@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from mtl_lightning.callbacks.carried import carry_over, stays_stopped
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 
 MISSING = "(not set)"
@@ -35,10 +36,11 @@ class Resume(Callback):
         self._states: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add generators and configuration."""
+        """Add generators, configuration, and whether something (early stopping, say) has ended the run."""
         kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global stream is what is kept
         version, state, gauss = random.getstate()
         checkpoint["mtl_config"] = self.config
+        checkpoint["mtl_stopping"] = bool(trainer.should_stop)
         checkpoint["mtl_random"] = {
             "python": [version, list(state), gauss],
             "numpy": [kind, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr, attr-defined]
@@ -55,6 +57,13 @@ class Resume(Callback):
         changes = differences(checkpoint.get("mtl_config", ""), self.config)
         if changes:
             rank_zero_info("Configuration that differs from the checkpoint (the new value is used):\n" + "\n".join(changes))
+        carry_over(trainer, checkpoint)
+        if self.same_folder and stays_stopped(checkpoint, [line.split(":")[0].strip() for line in changes]):
+            trainer.should_stop = True
+            rank_zero_info(
+                "The run had been stopped by a callback (early stopping, say) and stays so; to train on, change that callback or "
+                "trainer.max_epochs"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the generators after everything else that draws from them."""

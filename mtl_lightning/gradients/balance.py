@@ -50,7 +50,13 @@ class Balance(nn.Module):
         return self.weights[list(present)].double().cpu()
 
     def solve(
-        self, method: GradientWeighting, gramian: Tensor, values: Tensor, present: Sequence[int], blocks: Tensor | None = None
+        self,
+        method: GradientWeighting,
+        gramian: Tensor,
+        values: Tensor,
+        present: Sequence[int],
+        blocks: Tensor | None = None,
+        summed: bool = False,
     ) -> Tensor:
         """The method's weights, those of the main process on all.
 
@@ -60,14 +66,16 @@ class Balance(nn.Module):
             values: float64 [P], the losses.
             present: positions of the tasks.
             blocks: float64 [P, n, n], Gramians of the blocks of the batch, for a method that asks for them.
+            summed: both are sums over the processes, the same everywhere to the last bit; what each process has computed for
+                itself, of the same gradients, may not be.
 
         Raises:
             TrainingError: weights that are no numbers.
         """
-        gramian = self._same(gramian.cpu())
+        gramian = gramian.cpu() if summed else self._same(gramian.cpu())
         self.meter.add(gramian, present)
         if blocks is not None:
-            method.see_blocks(self._same(blocks))
+            method.see_blocks(blocks if summed else self._same(blocks))
         weights = method(gramian, values, torch.tensor(list(present))).detach().double()
         if not bool(weights.isfinite().all()):
             raise TrainingError(

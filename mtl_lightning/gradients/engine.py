@@ -309,7 +309,7 @@ class GradientEngine(nn.Module):
             if self.blocks > 1:
                 sizes = cut.block_norms(tasks, self.blocks, self._world, self._rank)
                 kernels = torch.diag_embed(self._total(sizes)[good] * (self.blocks / self._world / scale) ** 2).double().cpu()
-            weights = self.balance.solve(method, gramian, held.values, held.present, kernels)
+            weights = self.balance.solve(method, gramian, held.values, held.present, kernels, summed=True)
         else:
             weights = self.balance.last(held.present)
             bad = [] if scaled else self._total(self._spoilt(heads)).isnan().nonzero()[:, 0].tolist()
