@@ -1,14 +1,19 @@
 """Reading a checkpoint, and what tasks learnt in it. No Lightning."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from mtl_lightning.errors import CheckpointError
 from mtl_lightning.tasks.base import Task
+
+FOREIGN = re.compile(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)")
+"""What torch did not want to build, in its messages."""
 
 
 def load_checkpoint(path: Path, advise: bool = True) -> dict[str, Any]:
@@ -72,14 +77,20 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file fails in many ways inside zipfile, pickle and torch; what was raised is in the message.
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: {first[:160]}); "
-            "it may be truncated, or not from this framework"
+            f"{path}: not a checkpoint that can be loaded safely ({_reason(error)}); it may be cut off, or not of this framework"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path}: holds no training state (no 'state_dict'): it is no checkpoint of fit")
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, UnpicklingError) and (found := FOREIGN.search(text)):
+        # torch's own words are advice on how to load it all the same.
+        return f"it would run {found[1]}, and only tensors and plain values are loaded"
+    return f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
 
 
 def restore_tasks(tasks: Mapping[str, Task], state: Mapping[str, Any]) -> None:

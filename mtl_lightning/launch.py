@@ -74,13 +74,15 @@ class Peers:
 
         Raises:
             ConfigError: it said nothing in time.
+            TrainingError: it has failed.
         """
         if self.first:
             self._store.set("decision", decision := decide())
             return decision
         end = time.monotonic() + self._wait
-        # No blocking wait: if the first process fails instead, the thread ends this one.
         while not self._store.check(["decision"]):
+            if self._store.check(["failed"]):
+                raise TrainingError(f"{_place(self.address)} has failed; its output says why")
             if time.monotonic() > end:
                 raise ConfigError(f"{_place(self.address)} does not name a run folder in {self._wait:.0f} s; look at its output")
             time.sleep(POLL / 5)

@@ -50,7 +50,16 @@ from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
-from mtl_lightning.runs import CHECKPOINTS, FINISHED, check_name, choose_run, discard, find_checkpoint, new_folder
+from mtl_lightning.runs import (
+    CHECKPOINTS,
+    FINISHED,
+    check_name,
+    choose_run,
+    discard,
+    find_checkpoint,
+    keep_config,
+    new_folder,
+)
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
@@ -282,11 +291,7 @@ class MTLCLI(LightningCLI):
 
     @rank_zero_only
     def _save_config(self, dump: str) -> None:
-        file = self.folder / "config.yaml"
-        if file.exists() and file.read_text(encoding="utf-8") != dump:
-            number = len(list(self.folder.glob("config.*.yaml"))) + 1
-            os.replace(file, self.folder / f"config.{number}.yaml")
-        replace_text(file, dump)
+        keep_config(self.folder, dump)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]

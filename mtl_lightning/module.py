@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -34,6 +34,7 @@ from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
+from mtl_lightning.strategies import check_strategy, check_wrapped, holds_all
 from mtl_lightning.sums import add_up
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
@@ -134,7 +135,7 @@ class MultiTaskModule(pl.LightningModule):
         infos = [TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise, t.auxiliary) for n, t in tasks.items()]
         self.weighting.prepare(infos, self.configured)
         penalties = choose_penalties(self._penalties, self.model, self.configured)
-        self._check_strategy()
+        check_strategy(None if self._trainer is None else self._trainer.strategy)
         self._resting = Resting(self.model, self.weighting, self._freezer)
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings(self._resting))
         self.engine = self._training.engine
@@ -152,17 +153,6 @@ class MultiTaskModule(pl.LightningModule):
         """Parameters that the configuration keeps from learning in the whole run."""
         return [] if self._resting is None else self._resting.for_good
 
-    def _check_strategy(self) -> None:
-        # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
-        strategy = None if self._trainer is None else self._trainer.strategy
-        wants = self.weighting.from_gradients is not None or self.weighting.extra_batches or self._engine.watch_every
-        if wants and not (strategy is None or isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
-            raise ConfigError(
-                f"trainer.strategy is {type(strategy).__name__}, and model.weighting {type(self.weighting).__name__} takes the "
-                "gradients of each task, for which every process must hold all parameters; set trainer.strategy to ddp, or take "
-                "a weighting from losses"
-            )
-
     def _surroundings(self, resting: Resting) -> Surroundings:
         trainer = self._trainer
         return Surroundings(
@@ -176,7 +166,7 @@ class MultiTaskModule(pl.LightningModule):
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
             gather=self._gather,
-            replicated=trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy),
+            replicated=trainer is None or holds_all(trainer.strategy),
         )
 
     def forward(
@@ -402,6 +392,9 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
+            # The trainer does so after loading, when float64 weights have been rounded to float32.
+            self.double()
         check_state(self, checkpoint["state_dict"], training, checkpoint.get("mtl_config"))
         if self.trainer.state.fn in ("test", "predict"):
             check_tuned(self.tasks)
@@ -409,12 +402,14 @@ class MultiTaskModule(pl.LightningModule):
         if (learnt := checkpoint.get("mtl_preparation")) and (datamodule := getattr(self.trainer, "datamodule", None)):
             datamodule.restore_preparation(learnt)
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
+        self.latest = dict(checkpoint.get("mtl_latest", {})) if training else {}
         self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, what a plateau has not seen, further batches, the tokeniser."""
+        """Add how optimizer and schedule were configured, what was last seen and logged, further batches, the tokeniser."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
+        checkpoint["mtl_latest"] = dict(self.latest)
         checkpoint["mtl_further"] = self._streams.state_dict()
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["mtl_preparation"] = datamodule.preparation_state()
@@ -422,6 +417,7 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""
         assert self.model is not None
+        check_wrapped(self.trainer.model)
         self.halt = None
         epochs = self.trainer.max_epochs
         if warning := self.model.architecture.foresee(epochs if epochs is not None and epochs >= 0 else None):

@@ -83,15 +83,16 @@ def normalize(
     terms = stack_terms(masked)
     rows = torch.stack([labelled[name].sum() for name in masked]).to(terms.totals)
     if world > 1:
-        message = reduce(torch.cat([terms.totals, terms.denominators, rows, rows.new_tensor([float(faults)])]))
-        sums, counts, rows, everywhere = torch.split(message, [len(terms.totals)] * 2 + [len(rows), 1])
-        terms = StackedTerms(sums, counts, terms.coefficients)
-        numbers = torch.cat([sums, counts, everywhere]).tolist()
+        count = [len(terms.totals), len(terms.denominators), len(rows), 1]
+        added = reduce(torch.cat([terms.totals, terms.denominators, rows, rows.new_tensor([float(faults)])]))
+        totals, denominators, rows, everywhere = torch.split(added, count)
+        terms = StackedTerms(totals, denominators, terms.coefficients)
+        numbers = torch.cat([totals, denominators, everywhere]).tolist()
         faults = round(numbers.pop())
     else:
         numbers = torch.cat([terms.totals, terms.denominators]).tolist()
     # One transfer from the device, and plain numbers from here on.
-    totals, divisors = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    sums, divisors = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
     scalars, values, present, factors, owner, index = {}, [], [], [], [], 0
     for position, (name, task) in enumerate(masked.items()):
         parts, value, seen = [], 0.0, False
@@ -99,7 +100,7 @@ def normalize(
             factor = 0.0
             if divisors[index] > 0:
                 factor = importance[name] * term.coefficient / divisors[index]
-                value, seen = value + totals[index] * factor, True
+                value, seen = value + sums[index] * factor, True
             factors.append(world * factor)
             owner.append(position)
             parts.append(term.total * factors[-1])

@@ -9,10 +9,12 @@ import yaml
 
 from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
+from mtl_lightning.storage import replace_text
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-BEFORE = ("config.yaml", "model.md", "model.png", "summary.json")
+CONFIG = "config.yaml"
+BEFORE = (CONFIG, "model.md", "model.png", "summary.json")
 """What a run writes before its first step."""
 FINISHED = "finished"
 """Is there once a run has come to its end and its report is written."""
@@ -66,6 +68,26 @@ def new_folder(root: Path, name: str) -> Path:
         number += 1
 
 
+def keep_config(folder: Path, config: str) -> None:
+    """Write ``config.yaml``; one with other values stays, as ``config.1.yaml`` and so on.
+
+    It is copied and not renamed: a folder without ``config.yaml`` would be no run for whoever looks for the latest.
+
+    Args:
+        folder: of the run.
+        config: resolved, YAML.
+    """
+    file = folder / CONFIG
+    before = file.read_text(encoding="utf-8") if file.exists() else config
+    if before != config:
+        number = len(list(folder.glob("config.*.yaml")))
+        newest = folder / f"config.{number}.yaml"
+        # Where a kill came between the two writes it is kept already.
+        if not (newest.exists() and newest.read_text(encoding="utf-8") == before):
+            replace_text(folder / f"config.{number + 1}.yaml", before)
+    replace_text(file, config)
+
+
 def discard(folder: Path) -> None:
     """Remove a run folder that holds no more than its configuration, the network's page and the rows that were left out."""
     if folder.is_dir() and all(path.name in BEFORE or path.match("left_out_*.txt") for path in folder.iterdir()):
@@ -102,7 +124,12 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
     if not _kept(latest, which):
         option = f"--ckpt_path {which}" if asked else f"no --ckpt_path, so {which}"
         others = [run for run in _folders(root, name)[:-1] if _kept(run, which)]
-        hint = f"; {others[-1]} has one: give its path" if others else "; run fit first"
+        if others:
+            hint = f"; {others[-1]} has one: give its path"
+        elif _kept(latest, "last"):
+            hint = ", only a last one: give last"
+        else:
+            hint = ": it ended before it saved anything; run fit without --ckpt_path"
         raise CheckpointError(f"{option}: the latest run {latest} has no {CHECKPOINTS}/{which}.ckpt{hint}")
     if which == "last":
         return newest_whole(latest), latest

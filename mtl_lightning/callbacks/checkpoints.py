@@ -212,3 +212,9 @@ class BestCheckpoint(ModelCheckpoint):
         check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
         self.mode = direction("checkpoint.mode", self.monitor, self._given, pl_module)
         self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the parent, which forgets the score that it saved last."""
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict.get("dirpath"):
+            self.current_score = state_dict.get("current_score")

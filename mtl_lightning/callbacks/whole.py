@@ -67,6 +67,8 @@ def keep(path: Path, other: Path) -> None:
         path: stays where it is, unless the file system has no links: there it is renamed.
         other: the other name, in the same folder.
     """
+    if other.exists() and path.samefile(other):
+        return  # from a save that was killed; renaming one of two links to the same file does nothing
     link = other.with_name(other.name + ".tmp")
     try:
         with suppress(FileNotFoundError):  # left by a kill
