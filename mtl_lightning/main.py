@@ -43,6 +43,7 @@ from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.module import MultiTaskModule
+from mtl_lightning.precision import check_precision, for_predictions
 from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
@@ -168,6 +169,7 @@ class MTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
         config = self.config_init[self.subcommand]
+        check_precision(config.trainer.precision, config.trainer.accelerator)
         if self.subcommand == "check":
             return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
         dump = self.dump
@@ -206,6 +208,7 @@ class MTLCLI(LightningCLI):
         if self.subcommand == "predict":
             source = {"checkpoint": str(self.checkpoint), "inputs": self.config.predict.inputs or "the test split"}
             callbacks.append(PredictionWriter(self._predictions(), source))
+            kwargs["precision"] = for_predictions(trainer.precision)
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.batch import Batch
+from mtl_lightning.compiling import CompileOptions, check_compiler, compile_parts
 from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
@@ -57,6 +58,9 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: multiplies the learning rate of the heads.
         freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
         penalties: added to the objective behind the weighting.
+        channels_last: keep pictures and convolutions in ``torch.channels_last``, see
+            :class:`~mtl_lightning.model.MultiTaskModel`.
+        compile: compile the network for training; null runs it as it is.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: float = 1.0,
         freeze: Freeze | None = None,
         penalties: list[Penalty] | None = None,
+        channels_last: bool = False,
+        compile: CompileOptions | None = None,
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
@@ -89,6 +95,7 @@ class MultiTaskModule(pl.LightningModule):
         self._seed = torch.initial_seed() + 1
         self._encoder = [encoder]
         self._architecture = architecture or HardSharing
+        self._channels_last, self._compile = channels_last, compile
         self._scheduler = scheduler
         self.inputs = inputs or {}
         rates = {"encoder": encoder_lr, "architecture": architecture_lr, "heads": heads_lr}
@@ -117,7 +124,8 @@ class MultiTaskModule(pl.LightningModule):
         # From a seed of its own: how much was drawn since the start depends on the data and the number of processes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self.inputs)
+            architecture = self._architecture(self._encoder[0], list(tasks))
+            self.model = MultiTaskModel(tasks, architecture, self.inputs, self._channels_last)
         self.model.architecture.check_tasks(self.configured)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
@@ -139,6 +147,9 @@ class MultiTaskModule(pl.LightningModule):
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+        if self._compile is not None and self._trainer is not None and self._trainer.state.fn == "fit":
+            check_compiler(self._compile, self._trainer.strategy.root_device)
+            compile_parts(self.model, self._compile)
 
     @property
     def frozen_for_good(self) -> list[nn.Parameter]:
