@@ -43,7 +43,8 @@ def check_compiler(options: CompileOptions, device: torch.device) -> None:
         torch.compile(lambda value: 2 * value, backend=options.backend)(torch.ones(8, device=device))
     # Backends, compilers and drivers fail in many ways; what was raised is in the message.
     except Exception as error:
-        reason = next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)[:200]
+        # The first line may only say that the backend raised.
+        reason = " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])[:200] or type(error).__name__
         raise ConfigError(
             f"model.compile: torch.compile cannot compile here ({reason}); backend inductor needs a C++ compiler (g++ or "
             "clang++; the environment variable CXX names another) and on a GPU Triton: install it, or set model.compile to null"
