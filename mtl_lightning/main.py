@@ -50,6 +50,7 @@ from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
+from mtl_lightning.precision import check_precision, for_predictions
 from mtl_lightning.runs import (
     CHECKPOINTS,
     FINISHED,
@@ -198,6 +199,7 @@ class MTLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
         config = self.config_init[self.subcommand]
+        check_precision(config.trainer.precision, config.trainer.accelerator)
         if self.subcommand == "check":
             return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
         dump = self.dump
@@ -236,6 +238,7 @@ class MTLCLI(LightningCLI):
         if self.subcommand == "predict":
             source = {"checkpoint": str(self.checkpoint), "inputs": self.config.predict.inputs or "the test split"}
             callbacks.append(PredictionWriter(self._predictions(), source))
+            kwargs["precision"] = for_predictions(trainer.precision)
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)

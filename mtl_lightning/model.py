@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.architectures.base import Architecture
 from mtl_lightning.architectures.seen import unseen
+from mtl_lightning.encoders.base import Encoder, ImageEncoder
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.heads.base import Head
@@ -24,9 +25,20 @@ class MultiTaskModel(nn.Module):
         tasks: names and kinds; each builds its head.
         architecture: from inputs to each task's features.
         inputs: which of several inputs a task reads; not needed where there is one.
+        channels_last: keep pictures, their features and the weights of convolutions in ``torch.channels_last``, which is faster
+            on most GPUs with half precision; the numbers are the same but for rounding.
+
+    Raises:
+        ConfigError: ``channels_last`` and an encoder that reads no pictures.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], architecture: Architecture, inputs: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        architecture: Architecture,
+        inputs: Mapping[str, str] | None = None,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.architecture = architecture
         self.inputs = dict(inputs or {})
@@ -35,6 +47,14 @@ class MultiTaskModel(nn.Module):
                 f"model.inputs does not name {', '.join(unsaid)}; name an input for every task, or none where there is one input"
             )
         self.heads = nn.ModuleDict({name: task.build_head(architecture.specs(name)) for name, task in tasks.items()})
+        self.channels_last = channels_last
+        if channels_last:
+            encoders = [module for module in architecture.modules() if isinstance(module, Encoder)]
+            if not any(isinstance(encoder, ImageEncoder) for encoder in encoders):
+                raise ConfigError(
+                    f"model.channels_last is for pictures, and the encoder {type(encoders[0]).__name__} reads none; leave it out"
+                )
+            self.to(memory_format=torch.channels_last)
 
     def forward(
         self,
@@ -59,7 +79,7 @@ class MultiTaskModel(nn.Module):
         """
         found: dict[str, Tensor] = {}
         for read, names in self.read_by(inputs, tasks).items():
-            source = _source(inputs[read], padding)
+            source = self._source(inputs[read], padding)
             if rows is None or read not in rows:
                 found |= self._heads(self.architecture(source, names), inputs[read])
             else:
@@ -103,7 +123,7 @@ class MultiTaskModel(nn.Module):
                 "in common; set it to parameters"
             )
         name = next(iter(read))
-        found = self.architecture(_source(inputs[name], padding), read[name])
+        found = self.architecture(self._source(inputs[name], padding), read[name])
         return {name: found[name] for name in self.heads}
 
     def predict(self, features: Mapping[str, list[Features]], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,6 +159,7 @@ class MultiTaskModel(nn.Module):
             owners |= dict.fromkeys(head.parameters(), frozenset({name}))
         return owners
 
-
-def _source(tensor: Tensor, padding: Tensor | None) -> Features:
-    return Features(tensor, None if padding is None else (~padding).unsqueeze(1).to(tensor.dtype))
+    def _source(self, tensor: Tensor, padding: Tensor | None) -> Features:
+        if self.channels_last and tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return Features(tensor, None if padding is None else (~padding).unsqueeze(1).to(tensor.dtype))

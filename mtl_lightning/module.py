@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.bad_numbers import BadNumberMeter, BadNumbers, EvaluationFaults, Fault
 from mtl_lightning.batch import Batch
+from mtl_lightning.compiling import CompileOptions, check_compiler, compile_parts
 from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
 from mtl_lightning.data.prepare import Prepared
@@ -60,6 +61,9 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: multiplies the learning rate of the heads.
         freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
         penalties: added to the objective behind the weighting.
+        channels_last: keep pictures and convolutions in ``torch.channels_last``, see
+            :class:`~mtl_lightning.model.MultiTaskModel`.
+        compile: compile the network for training; null runs it as it is.
         bad_numbers: what to do about images, labels, losses and gradients that are not finite.
     """
 
@@ -79,6 +83,8 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: float = 1.0,
         freeze: Freeze | None = None,
         penalties: list[Penalty] | None = None,
+        channels_last: bool = False,
+        compile: CompileOptions | None = None,
         bad_numbers: BadNumbers | None = None,
     ) -> None:
         super().__init__()
@@ -94,6 +100,7 @@ class MultiTaskModule(pl.LightningModule):
         self._seed = torch.initial_seed() + 1
         self._encoder = [encoder]
         self._architecture = architecture or HardSharing
+        self._channels_last, self._compile = channels_last, compile
         self._scheduler = scheduler
         self.inputs = inputs or {}
         rates = {"encoder": encoder_lr, "architecture": architecture_lr, "heads": heads_lr}
@@ -125,7 +132,8 @@ class MultiTaskModule(pl.LightningModule):
         # From a seed of its own: how much was drawn since the start depends on the data and the number of processes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
-            self.model = MultiTaskModel(tasks, self._architecture(self._encoder[0], list(tasks)), self.inputs)
+            architecture = self._architecture(self._encoder[0], list(tasks))
+            self.model = MultiTaskModel(tasks, architecture, self.inputs, self._channels_last)
         self.model.architecture.check_tasks(self.configured)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
@@ -147,6 +155,9 @@ class MultiTaskModule(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = state
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
+        if self._compile is not None and self._trainer is not None and self._trainer.state.fn == "fit":
+            check_compiler(self._compile, self._trainer.strategy.root_device)
+            compile_parts(self.model, self._compile)
 
     @property
     def frozen_for_good(self) -> list[nn.Parameter]:

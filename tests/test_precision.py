@@ -76,19 +76,6 @@ def test_a_gpu_gives_what_a_cpu_gives(name: str) -> None:
         assert torch.allclose(value, there.state()[key].cpu(), rtol=1e-6, atol=1e-8, equal_nan=True), key
 
 
-@pytest.mark.slow
-def test_a_compiled_encoder() -> None:
-    plain, compiled = Run("NashMTL"), Run("NashMTL")
-    stages = compiled.model.architecture.encoder.stages
-    for stage in stages:
-        stage.body = torch.compile(stage.body)
-    for run in (plain, compiled):
-        run.go(2)
-    mine, theirs = plain.state(), compiled.state()
-    for key, value in theirs.items():
-        assert torch.allclose(value, mine[key.replace("_orig_mod.", "")], rtol=1e-6, atol=1e-9), key
-
-
 def test_all_tasks_absent_under_a_scaler(tmp_path: Path) -> None:
     hidden = "--data.init_args.hidden={color: 0.95, level: 0.95, mask: 0.95}"
     _, logged = fit(tmp_path, "--model.weighting=NashMTL", "--trainer.plugins+=tests.fp16.HalfOnCpu", hidden,

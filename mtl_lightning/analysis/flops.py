@@ -55,8 +55,9 @@ def undisturbed(model: MultiTaskModel) -> Iterator[None]:
     cards = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        # Attention as plain matrix products: fused kernels are not counted on every device.
-        with torch.no_grad(), torch.random.fork_rng(devices=cards), sdpa_kernel(SDPBackend.MATH):
+        # Attention as plain matrix products: fused kernels are not counted on every device, nor is what was compiled.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, torch.no_grad(), torch.random.fork_rng(devices=cards), sdpa_kernel(SDPBackend.MATH):
             torch.backends.mha.set_fastpath_enabled(False)
             model.eval()
             yield
