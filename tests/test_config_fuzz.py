@@ -27,7 +27,7 @@ from tests.test_configs import CONFIGS, SMALL, pets  # noqa: F401  (a fixture)
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SEED = 6
-HOSTILE, UNKNOWN, HARMLESS = 20, 5, 7
+HOSTILE, UNKNOWN, HARMLESS = 12, 4, 6
 """How many cases of a configuration run by default; all of them in the slow tests."""
 SECONDS = 120
 """After which a case has hung."""
@@ -78,7 +78,7 @@ class Bench:
             self.built.append((what, kwargs))
             for value in kwargs.values():
                 if isinstance(value, partial):
-                    self.built.append((value.args[0], value.keywords))
+                    self.built.append((value.args[-1], value.keywords))
             return build(builder, what, *args, **kwargs)
 
         @wraps(made)
