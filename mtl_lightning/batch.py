@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mtl_lightning.bad_numbers import Fault
 from mtl_lightning.errors import DataError
 from mtl_lightning.inputs import IMAGE
 
@@ -61,6 +62,7 @@ class Batch:
         share: of the row's own label in the loss, 0..1; the partner's gets the rest.
         given: bool [B] by input: the rows that have it; inputs that are not here are given in all rows. The others are 0.
         texts: what the rows say; empty where inputs are pictures.
+        bad: images and labels that are not in it, because they were not finite.
     """
 
     inputs: dict[str, Tensor]
@@ -73,6 +75,7 @@ class Batch:
     share: float = 1.0
     given: dict[str, Tensor] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    bad: list[Fault] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)

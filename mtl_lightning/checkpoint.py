@@ -1,7 +1,10 @@
 """Reading a checkpoint, and what tasks learnt in it. No Lightning."""
 
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -9,27 +12,85 @@ import torch
 from mtl_lightning.errors import CheckpointError
 from mtl_lightning.tasks.base import Task
 
+FOREIGN = re.compile(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)")
+"""What torch did not want to build, in its messages."""
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, safely.
+
+def load_checkpoint(path: Path, advise: bool = True) -> dict[str, Any]:
+    """Read a checkpoint, safely, and only if every byte of it is as it was written.
+
+    Args:
+        path: the file.
+        advise: let the error name another checkpoint beside it that can be used.
 
     Raises:
-        CheckpointError: the file is missing, broken, or holds more than tensors and plain values.
+        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
     """
+    try:
+        return _read(path)
+    except CheckpointError as error:
+        if not advise or not path.is_file():
+            raise
+        raise CheckpointError(f"{error}; {advice(path)}") from error
+
+
+def advice(path: Path) -> str:
+    """What to use in place of a damaged checkpoint, for people."""
+    other = usable_beside(path)
+    return f"{other} beside it can be used: give its path" if other else "use an earlier checkpoint of the run"
+
+
+def usable_beside(path: Path) -> Path | None:
+    """The newest other checkpoint in the same folder that can be loaded."""
+    others = [other for other in path.parent.glob("*.ckpt") if other.name != path.name and other.is_file()]
+    for other in sorted(others, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            _read(other)
+        except CheckpointError:
+            continue
+        return other
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Compare the stored checksums of a checkpoint's parts: torch writes them, but does not look at them when it reads.
+
+    Raises:
+        CheckpointError: the file was cut off or changed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    # Damaged bytes can mean an unknown version, an encryption, an impossible length: zipfile has an exception for each.
+    except Exception as error:
+        raise CheckpointError(f"{path}: is cut off or damaged ({error})") from error
+    if wrong is not None:
+        raise CheckpointError(f"{path}: is damaged (the checksum of its part {wrong} is wrong)")
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint; give --ckpt_path last, best, or the path of a .ckpt file")
+    if zipfile.is_zipfile(path):
+        check_whole(path)
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file fails in many ways inside zipfile, pickle and torch; what was raised is in the message.
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CheckpointError(
-            f"{path}: not a checkpoint that can be loaded safely ({type(error).__name__}: {first[:160]}); "
-            "it may be truncated, or not from this framework: use an earlier checkpoint of the run"
+            f"{path}: not a checkpoint that can be loaded safely ({_reason(error)}); it may be cut off, or not of this framework"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no training state (no 'state_dict'); use a checkpoint of fit")
+        raise CheckpointError(f"{path}: holds no training state (no 'state_dict'): it is no checkpoint of fit")
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, UnpicklingError) and (found := FOREIGN.search(text)):
+        # torch's own words are advice on how to load it all the same.
+        return f"it would run {found[1]}, and only tensors and plain values are loaded"
+    return f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
 
 
 def restore_tasks(tasks: Mapping[str, Task], state: Mapping[str, Any]) -> None:

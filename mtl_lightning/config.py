@@ -1,7 +1,9 @@
 """Reading the configuration: its own entries, and a later file that must not make tasks disappear."""
 
 import contextlib
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -10,7 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mtl_lightning.checks import above, at_least
+from mtl_lightning.checks import at_least
 from mtl_lightning.errors import ConfigError
 
 
@@ -23,20 +25,22 @@ class CheckpointOptions:
         mode: whether it is to be large or small; null knows it from the value: losses small, the score large, a metric as its
             task says.
         every_n_steps: optimizer steps between saves of last.ckpt within an epoch; it is always saved at an epoch's end.
-        every_minutes: minutes between saves of last.ckpt within an epoch.
+        every_minutes: minutes between saves of last.ckpt within an epoch; null saves at an epoch's end alone.
+        previous: keep the last.ckpt that is replaced as previous.ckpt, in case the disk damages the new one; costs its space.
     """
 
     monitor: str = "val/score"
     mode: Literal["min", "max"] | None = None
     every_n_steps: int | None = None
     every_minutes: float | None = 15.0
+    previous: bool = True
 
     def __post_init__(self) -> None:
-        """Raise :class:`ConfigError` for intervals that are none."""
-        if self.every_n_steps is not None:
-            at_least("checkpoint.every_n_steps", self.every_n_steps, 1)
-        if self.every_minutes is not None:
-            above("checkpoint.every_minutes", self.every_minutes, 0)
+        """Refuse spans of no length."""
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise ConfigError(f"checkpoint.every_n_steps is {self.every_n_steps}, expected 1 or more, or null")
+        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
+            raise ConfigError(f"checkpoint.every_minutes is {self.every_minutes:g}, expected more than 0, or null")
 
 
 @dataclass
@@ -125,6 +129,8 @@ class TaskKeepingParser(LightningArgumentParser):
     """What is being parsed: words, or the configuration itself. The parsers of subcommands see only a part of it."""
     folder: ClassVar[Path] = Path()
     """Where the command was given."""
+    speaks: ClassVar[Callable[[], bool]] = staticmethod(lambda: True)
+    """Asked once there is an error: whether this of several processes says so."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Any:
         """As in the parent."""
@@ -138,8 +144,9 @@ class TaskKeepingParser(LightningArgumentParser):
             # On first use: it is needed after errors only, and knows the classes that read this file's.
             from mtl_lightning.advice import advise
 
-            # While it reads a file, the parser works in that file's folder.
-            with contextlib.chdir(self.folder):
-                print(f"error: {advise(message, self.given)}", file=sys.stderr)
+            if type(self).speaks():
+                # While it reads a file, the parser works in that file's folder.
+                with contextlib.chdir(self.folder):
+                    print(f"error: {advise(message, self.given)}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import Transform
 
 from mtl_lightning.architectures import Architecture, HardSharing
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.prepare import Preparation
 from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.encoders.base import Encoder
@@ -20,6 +21,7 @@ from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import CheckpointError, ConfigError
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.predictor import Predictor, choose
+from mtl_lightning.runs import BEST, LAST, PREVIOUS
 from mtl_lightning.tasks.base import Task
 
 INPUTS = ("eval_transforms", "image_size", "channels")
@@ -69,7 +71,7 @@ def _find(run: Path) -> Path:
         return run
     if not run.is_dir():
         raise CheckpointError(f"{run}: there is no such run folder or checkpoint")
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in (BEST, LAST, PREVIOUS):
         for path in (run / "checkpoints" / name, run / name):
             if path.is_file():
                 return path
@@ -117,9 +119,11 @@ def _preparation(config: Mapping[str, Any], checkpoint: Mapping[str, Any], path:
     if all(key in arguments for key in INPUTS):
         types = {"transforms": list[Transform] | None}
         transforms = _instantiate(types, {"transforms": arguments["eval_transforms"]}, path).transforms
-        return Preparation(transforms or [], arguments["image_size"], arguments["channels"])
+        limit = arguments.get("max_pixels", MAX_PIXELS)  # runs of before there was one
+        return Preparation(transforms or [], arguments["image_size"], arguments["channels"], limit)
     # A data module that fixes some of them in its code: only it knows. It brings Lightning along.
     from mtl_lightning.data.base import MultiTaskDataModule
 
     data = _instantiate({"data": MultiTaskDataModule}, {"data": config}, path).data
-    return Preparation(data.transforms["eval"], data.image_size, data.channels)
+    preparation: Preparation = data.preparation()
+    return preparation

@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
 
 import mtl_lightning.architectures
 import mtl_lightning.data
@@ -26,7 +28,7 @@ import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting
 from mtl_lightning.blame import REFUSALS, Builder, Located, explain
-from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpointIO
+from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 from mtl_lightning.callbacks.network import NetworkPage
@@ -35,26 +37,37 @@ from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.callbacks.sharing import WatchSharing
+from mtl_lightning.callbacks.signals import Stopped
+from mtl_lightning.callbacks.together import EndTogether
 from mtl_lightning.callbacks.tracking import Tracking
 from mtl_lightning.callbacks.wandb_runs import connect, prepare
+from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
 from mtl_lightning.examine import check_trainer, examine
 from mtl_lightning.exporting import command as export_command
+from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
-from mtl_lightning.runs import CHECKPOINTS, check_name, discard, find_checkpoint, new_folder
+from mtl_lightning.runs import (
+    CHECKPOINTS,
+    FINISHED,
+    check_name,
+    choose_run,
+    discard,
+    find_checkpoint,
+    keep_config,
+    new_folder,
+)
 from mtl_lightning.storage import replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
 # Classes that are imported can be named without their package; those of the data room are imported on first use.
 for _name in mtl_lightning.data.__all__:
     getattr(mtl_lightning.data, _name)
-
-LAUNCHED = "MTL_LIGHTNING_RUN"
-"""Environment variable that tells processes started by the first one about its run folder and checkpoint."""
 
 HELP = "Train one network for many tasks from partly labelled data; beside the subcommands below there is export (export --help)."
 DEBUG = "MTL_LIGHTNING_DEBUG"
@@ -66,6 +79,10 @@ class MTLCLI(LightningCLI):
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
+    peers: ClassVar[Peers | None] = None
+    """The run's other processes."""
+    started: ClassVar[int] = 0
+    """Runs of this process so far."""
     folder: Path
     checkpoint: Path | None = None
     wandb: dict[str, str] | None = None
@@ -91,7 +108,7 @@ class MTLCLI(LightningCLI):
         if command:
             examine(command, self.config[command].as_dict())
         path = self.config[command].get("ckpt_path") if command else None
-        if path not in (None, "last", "best"):
+        if path not in (None, "last", "best", "auto"):
             # Before Lightning opens it, to look for hyperparameters that ours do not have.
             load_checkpoint(Path(path))
 
@@ -100,16 +117,12 @@ class MTLCLI(LightningCLI):
         config = self.config[self.subcommand]
         root, name, which = Path(config.runs), config.name, config.get("ckpt_path")
         check_name(name)
-        if LAUNCHED in os.environ and rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            # A process started by the first one: what that decided, not what is the latest run by now.
-            folder_text, checkpoint_text = os.environ[LAUNCHED].split(os.pathsep)
-            self.folder, self.checkpoint = Path(folder_text), Path(checkpoint_text) if checkpoint_text else None
-        else:
-            self.checkpoint, self.folder = self._decide(root, name, which)
-            os.environ[LAUNCHED] = f"{self.folder}{os.pathsep}{self.checkpoint or ''}"
+        self.decided = self._agreed(lambda: os.pathsep.join(str(path or "") for path in self._decide(root, name, which)))
+        checkpoint, folder = self.decided.split(os.pathsep)
+        self.folder, self.checkpoint = Path(folder), Path(checkpoint) if checkpoint else None
         if self.subcommand == "predict":
             check_folder(self._predictions())
-        self.resumed = self.subcommand == "fit" and which == "last"
+        self.resumed = self.subcommand == "fit" and which in ("last", "auto") and self.checkpoint is not None
         resolved = config.clone()
         if "ckpt_path" in resolved:
             resolved.ckpt_path = None  # so that config.yaml starts a run of its own
@@ -118,24 +131,41 @@ class MTLCLI(LightningCLI):
         if self.subcommand == "fit":
             self.wandb = prepare(self.loggers, self.folder, self.checkpoint if self.resumed else None)
         if self.checkpoint is not None:
-            load_checkpoint(self.checkpoint)
             rank_zero_info(f"Checkpoint {self.checkpoint}")
 
+    def _agreed(self, decide: Callable[[], str]) -> str:
+        """What the first process decides, and not each for itself: by now another run may be the latest, or have the name."""
+        if self.peers is None:
+            if self.config[self.subcommand].trainer.num_nodes > 1 and self.subcommand != "check":
+                raise ConfigError(
+                    "trainer.num_nodes is more than 1, and nothing says where the other nodes are: start with torchrun or srun, "
+                    "or set NODE_RANK, MASTER_ADDR and MASTER_PORT on each node"
+                )
+            return decide()
+        if self.subcommand in ("check", "predict"):
+            raise ConfigError(f"{self.subcommand} runs on one process: start it without torchrun or srun")
+        return self.peers.agree(decide)
+
     def _decide(self, root: Path, name: str, which: str | None) -> tuple[Path | None, Path]:
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.subcommand == "check":
-            return None, self._claim(root, f"{name}-check", first)
+            return None, self._claim(root, f"{name}-check")
         fit = self.subcommand == "fit"
+        if which == "auto":
+            if not fit:
+                raise ConfigError(f"--ckpt_path auto is for fit; give {self.subcommand} last, best, or the path of a .ckpt file")
+            goes_on, why = choose_run(root, name)
+            rank_zero_only(print)(f"--ckpt_path auto: {why}", flush=True)
+            which = "last" if goes_on else None
         if fit and not which:
-            return None, self._claim(root, name, first)
+            return None, self._claim(root, name)
         checkpoint, folder = find_checkpoint(root, name, which)
         if folder is None or (fit and which != "last"):
-            folder = self._claim(root, name, first)
+            folder = self._claim(root, name)
         return checkpoint, folder
 
     @classmethod
-    def _claim(cls, root: Path, name: str, first: bool) -> Path:
-        cls.claimed = new_folder(root, name, create=first)
+    def _claim(cls, root: Path, name: str) -> Path:
+        cls.claimed = new_folder(root, name)
         return cls.claimed
 
     def instantiate_classes(self) -> None:
@@ -193,7 +223,7 @@ class MTLCLI(LightningCLI):
         self.tracking = Tracking(dump, self.folder, config.tracking, self.wandb)
         # Before the report, which shows their pictures, too.
         seen = [NetworkPage(self.folder, trainer.enable_model_summary is not False), WatchSharing(self.folder)]
-        callbacks = [*_listed(trainer.callbacks), *seen, self.report]
+        callbacks = [EndTogether(lambda: self.peers), *_listed(trainer.callbacks), *seen, self.report]
         bar = trainer.enable_progress_bar is not False
         terminal = sys.stdout.isatty()
         if bar:
@@ -202,7 +232,7 @@ class MTLCLI(LightningCLI):
             folder = self.folder / CHECKPOINTS
             callbacks += [
                 self.tracking,
-                Resume(dump, self.resumed, lambda: self._save_config(dump)),
+                Resume(dump, self.resumed, lambda: self._go_on(dump)),
                 BestCheckpoint(folder, options.monitor, options.mode),
                 LastCheckpoint(folder, options.every_n_steps, options.every_minutes),
                 DataSpeed(),
@@ -216,17 +246,37 @@ class MTLCLI(LightningCLI):
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)
-        return self._built_trainer(
+        built = self._built_trainer(
             **{
                 "callbacks": callbacks,
                 "logger": loggers,
-                "plugins": [*_listed(trainer.plugins), WholeCheckpointIO()],
+                "plugins": [*_listed(trainer.plugins), WholeCheckpointIO(options.previous)],
                 "default_root_dir": str(self.folder),
                 "enable_progress_bar": bar and terminal,
                 "enable_model_summary": bool(trainer.enable_model_summary),
                 **kwargs,
             }
         )
+        self._join(built.world_size)
+        return built
+
+    def _join(self, world: int) -> None:
+        """Be ready for the processes that the trainer starts, or check that those there are take part."""
+        peers = self.peers
+        if peers is None and world > 1:
+            peers = MTLCLI.peers = Peers(("127.0.0.1", 0), True, True)
+            peers.agree(lambda: self.decided)
+        elif peers is not None:
+            if world == 1:
+                raise ConfigError(
+                    "several processes were started, and the trainer is configured for one; set trainer.devices to the processes "
+                    "of a node, trainer.num_nodes to the nodes, and trainer.strategy to ddp"
+                )
+            peers.world = world
+        if peers is not None:
+            peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
+            if "LOCAL_RANK" not in os.environ:
+                os.environ[LAUNCHED] = "{}:{}".format(*peers.address)
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand].trainer
@@ -250,12 +300,13 @@ class MTLCLI(LightningCLI):
         }
 
     @rank_zero_only
+    def _go_on(self, dump: str) -> None:
+        (self.folder / FINISHED).unlink(missing_ok=True)
+        self._save_config(dump)
+
+    @rank_zero_only
     def _save_config(self, dump: str) -> None:
-        file = self.folder / "config.yaml"
-        if file.exists() and file.read_text(encoding="utf-8") != dump:
-            number = len(list(self.folder.glob("config.*.yaml"))) + 1
-            os.replace(file, self.folder / f"config.{number}.yaml")
-        replace_text(file, dump)
+        keep_config(self.folder, dump)
 
     def _use_checkpoint(self) -> None:
         arguments = self.config_init[self.subcommand]
@@ -301,6 +352,7 @@ class MTLCLI(LightningCLI):
             rank_zero_only(self.report.without_validation)(self.model)
             self.tracking.send_report(self.trainer)
         self.tracking.finish(self.trainer)
+        rank_zero_only(replace_text)(self.folder / FINISHED, f"{self.trainer.global_step}\n")
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
 
 
@@ -317,19 +369,25 @@ def main(args: ArgsType = None) -> None:
         args: the arguments after the program's name; None takes the process's own.
 
     Raises:
-        SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed.
+        SystemExit: with code 1 and one message after an error a user can mend, 2 where the arguments cannot be parsed, 75 where
+            SIGTERM ended a run that is saved; 143 and 130 where SIGTERM ended one that is not, and Ctrl-C any.
     """
     _quiet()
     _show_ours()
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The console script does not look where `python -m` does: for classes of one's own.
         sys.path.insert(0, os.getcwd())
-    MTLCLI.claimed = None
+    MTLCLI.claimed = MTLCLI.peers = None
     words = sys.argv[1:] if args is None else args
+    # The launcher kills the others when one that it started leaves with another code than 0.
+    launched = LAUNCHED in os.environ and rank_zero_only.rank != 0  # type: ignore[attr-defined]
     try:
         if isinstance(words, list) and words[:1] == ["export"]:
             export_command(words[1:])
             return
+        peers = MTLCLI.peers = meet(MTLCLI.started)
+        TaskKeepingParser.speaks = (lambda: True) if peers is None else peers.fail
+        MTLCLI.started += 1
         MTLCLI(
             MultiTaskModule,
             MultiTaskDataModule,
@@ -343,16 +401,48 @@ def main(args: ArgsType = None) -> None:
             parser_kwargs={"description": HELP, "prog": "python -m mtl_lightning"},
             args=args,
         )
+    except Stopped as stopped:
+        if args is None:
+            # A launcher may pass the signal on late, to a process that is leaving.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(0 if launched else stopped.code) from None
     except SIGTERMException:
         # Lightning would leave with 0, as if the run were over.
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except Exception as error:
-        if os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error)):
+        _give_up("SIGTERM", 128 + signal.SIGTERM)
+    except KeyboardInterrupt:
+        _give_up("Ctrl-C", 128 + signal.SIGINT)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's own way to leave.
+        _give_up("Ctrl-C", 128 + signal.SIGINT)
+    except Exception as raised:
+        peers = MTLCLI.peers
+        lost = None if peers is None else out_of_touch(raised)
+        # torch tells of a dead worker wherever the main process is.
+        error, speaks = lost or worker_error(raised) or raised, peers is None or peers.fail()
+        if speaks and (os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error))):
             raise
         if MTLCLI.claimed is not None:
             discard(MTLCLI.claimed)
-        print(f"error: {error}", file=sys.stderr)
+        if speaks:
+            print(f"error: {error}", file=sys.stderr)
+        if peers is not None:
+            peers.leave(wait=lost is None)
         raise SystemExit(1) from None
+    finally:
+        if MTLCLI.peers is not None:
+            MTLCLI.peers.leave()
+
+
+def _give_up(name: str, code: int) -> NoReturn:
+    if MTLCLI.peers is not None:
+        MTLCLI.peers.fail()
+    if MTLCLI.claimed is not None:
+        discard(MTLCLI.claimed)
+    rank_zero_only(print)(f"{name}: ended, with nothing new saved", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def _from_lightning(error: Exception) -> bool:
@@ -397,6 +487,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
     # Ours steps it, and where nothing was validated there is nothing to step for.
     warnings.filterwarnings("ignore", message=".*ReduceLROnPlateau conditioned on metric.*")
+    # Ours, about data.init_args.max_pixels, are errors.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     # What is logged is the same on all processes already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     # Lightning itself calls what torch deprecates.

@@ -7,12 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mtl_lightning.architectures import Architecture, HardSharing
+from mtl_lightning.bad_numbers import BadNumberMeter, BadNumbers, EvaluationFaults, Fault
 from mtl_lightning.batch import Batch
 from mtl_lightning.data.loader import Streams
 from mtl_lightning.data.pictures import Unreadable
@@ -33,9 +34,11 @@ from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
+from mtl_lightning.strategies import check_strategy, check_wrapped, holds_all
+from mtl_lightning.sums import add_up
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
-from mtl_lightning.training import NotFinite, Step, Surroundings, Training
+from mtl_lightning.training import Step, Surroundings, Training
 from mtl_lightning.weighting import Equal, TaskInfo, Weighting
 
 
@@ -57,6 +60,7 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: multiplies the learning rate of the heads.
         freeze: stages of the encoder that do not learn, for some epochs or for the whole run.
         penalties: added to the objective behind the weighting.
+        bad_numbers: what to do about images, labels, losses and gradients that are not finite.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class MultiTaskModule(pl.LightningModule):
         heads_lr: float = 1.0,
         freeze: Freeze | None = None,
         penalties: list[Penalty] | None = None,
+        bad_numbers: BadNumbers | None = None,
     ) -> None:
         super().__init__()
         self.configured = list(tasks)
@@ -106,6 +111,9 @@ class MultiTaskModule(pl.LightningModule):
         self._freezer: Freezer | None = None
         self._logged = -1
         self._streams = Streams()
+        self.bad = BadNumberMeter(bad_numbers or BadNumbers(), rank_zero_warn)
+        self._bad_rows = EvaluationFaults(self.bad.options, rank_zero_warn)
+        self._taken: Step | None = None
         self.halt: TrainingError | None = None
         """Set on all processes alike, it ends the run with this error once the optimizer's step is over and all is saved."""
 
@@ -127,16 +135,16 @@ class MultiTaskModule(pl.LightningModule):
         infos = [TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise, t.auxiliary) for n, t in tasks.items()]
         self.weighting.prepare(infos, self.configured)
         penalties = choose_penalties(self._penalties, self.model, self.configured)
-        self._check_strategy()
+        check_strategy(None if self._trainer is None else self._trainer.strategy)
         self._resting = Resting(self.model, self.weighting, self._freezer)
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings(self._resting))
         self.engine = self._training.engine
-        # The weighting's state is equal on all processes, and as large as the network where gradients are remembered: no need
-        # for DistributedDataParallel to send it in every forward pass.
-        state = [name for name, _ in self.named_buffers() if name.startswith(("weighting.", "engine."))]
-        self._ddp_params_and_buffers_to_ignore = state
         self.train_losses = EpochLosses(tasks)
         self.evaluations = nn.ModuleDict({split: Evaluation(tasks) for split in ("val", "test")})
+        # What is no part of the network is equal on all processes, and the weighting's state is as large as the network where
+        # gradients are remembered: no need for DistributedDataParallel to send it in every forward pass.
+        state = [name for name, _ in self.named_buffers() if not name.startswith("model.")]
+        self._ddp_params_and_buffers_to_ignore = state
         if all(task.auxiliary for task in tasks.values()):
             raise ConfigError("every task is auxiliary; at least one must be a main task (auxiliary: false)")
 
@@ -144,17 +152,6 @@ class MultiTaskModule(pl.LightningModule):
     def frozen_for_good(self) -> list[nn.Parameter]:
         """Parameters that the configuration keeps from learning in the whole run."""
         return [] if self._resting is None else self._resting.for_good
-
-    def _check_strategy(self) -> None:
-        # Gradients are taken past the strategy's hooks, which is right only where every process has all parameters.
-        strategy = None if self._trainer is None else self._trainer.strategy
-        wants = self.weighting.from_gradients is not None or self.weighting.extra_batches or self._engine.watch_every
-        if wants and not (strategy is None or isinstance(strategy, SingleDeviceStrategy | DDPStrategy)):
-            raise ConfigError(
-                f"trainer.strategy is {type(strategy).__name__}, and model.weighting {type(self.weighting).__name__} takes the "
-                "gradients of each task, for which every process must hold all parameters; set trainer.strategy to ddp, or take "
-                "a weighting from losses"
-            )
 
     def _surroundings(self, resting: Resting) -> Surroundings:
         trainer = self._trainer
@@ -168,6 +165,8 @@ class MultiTaskModule(pl.LightningModule):
             lr=lambda: float(self.trainer.optimizers[0].param_groups[0]["lr"]),
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
+            gather=self._gather,
+            replicated=trainer is None or holds_all(trainer.strategy),
         )
 
     def forward(
@@ -186,6 +185,8 @@ class MultiTaskModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """The first batch of an epoch starts new means and thaws (a resumed run may never see the epoch start)."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._end_if_asked()
         if batch_idx == 0:
             self.train_losses.reset()
             if self.engine is not None:
@@ -201,14 +202,7 @@ class MultiTaskModule(pl.LightningModule):
         assert self._training is not None
         adds_up = (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch
         self._training.prepare(batch, steps=not adds_up)
-        try:
-            objective = self._training.objective(batch)
-        except NotFinite as error:
-            raise TrainingError(
-                f"the loss of task {', '.join(error.tasks)} is not a finite number in step {self.global_step} of epoch "
-                f"{self.current_epoch} (images {', '.join(batch.ids[:4])}, …); lower the learning rate, clip gradients with "
-                "trainer.gradient_clip_val, or look at the labels of these images"
-            ) from error
+        objective = self._training.objective(batch)
         losses = self._training.step.losses
         self.train_losses.add(losses.terms, losses.rows)
         if self.trainer.world_size > 1:
@@ -220,13 +214,31 @@ class MultiTaskModule(pl.LightningModule):
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Fill ``.grad``."""
         assert self._training is not None
-        self._log_step(self._training.backward(loss, self._scaled))
+        self._taken = self._training.backward(loss, self._scaled)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Methods that look at a batch again after the optimizer's step do so, before anything is saved."""
+        scale = float(self._scaler.get_scale()) if self._scaled else 1.0
+        step = f"step {self.global_step} of epoch {self.current_epoch}"
         super().optimizer_step(*args, **kwargs)
-        if self._training is not None:
-            self._training.finish()
+        if self._training is None:
+            return
+        # A scale that was lowered, or can be lowered no more, tells that the scaler skipped the step.
+        skipped = self._scaled and not 0 < scale <= float(self._scaler.get_scale())
+        self._notice(self._training.overflowed() if self.bad.search(skipped) else [], step, steps=True)
+        self._training.finish()
+
+    def _notice(self, faults: Sequence[Fault], step: str, steps: bool = False) -> None:
+        self.halt = self.bad.add(faults, step, steps) or self.halt
+
+    def _gather(self, faults: list[Fault]) -> list[Fault]:
+        world = self.trainer.world_size
+        return [fault for rank in range(world) for fault in self.trainer.strategy.broadcast(faults, src=rank)]
+
+    def _end_if_asked(self) -> None:
+        # Where LastCheckpoint is among the callbacks it has done so before, with all saved.
+        if self.halt is not None:
+            raise self.halt
 
     def _further(self, number: int) -> Batch:
         opened = getattr(getattr(self.trainer, "datamodule", None), "further_batches", None)
@@ -252,7 +264,7 @@ class MultiTaskModule(pl.LightningModule):
         return self._training.importance
 
     def _sum(self, tensor: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
+        return add_up(self.trainer.strategy, tensor)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Note what rests in this step."""
@@ -265,21 +277,24 @@ class MultiTaskModule(pl.LightningModule):
             self._resting.note(self._present)
 
     def on_after_backward(self) -> None:
-        """Take the gradients of what rests away."""
-        assert self._resting is not None
+        """Take the gradients of what rests away, and those that are not finite."""
+        assert self._resting is not None and self._training is not None and self._taken is not None
         self._resting.drop()
+        faults = self._training.settle(self._scaled)
+        self._notice(faults, f"step {self.global_step} of epoch {self.current_epoch}")
+        self._log_step(self._taken, bool(faults) and (self.bad.told or self.halt is not None))
         if self._scaled and not self._present and all(parameter.grad is None for parameter in self.parameters()):
             still = set(self._resting.still())
             first = next(parameter for parameter in self.parameters() if parameter not in still)
             first.grad = torch.zeros_like(first)
 
-    def _log_step(self, taken: Step) -> None:
+    def _log_step(self, taken: Step, told: bool) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if (step and (step + 1) % every) or step == self._logged:
+        if (step and (step + 1) % every and not told) or step == self._logged:
             return
         self._logged = step
         taken = taken._replace(penalties=self._everywhere(taken.penalties))
-        record = step_record(taken, self._importance, self.latest, self.weighting, self.engine)
+        record = step_record(taken, self._importance, self.latest, self.weighting, self.engine, self.bad)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)
@@ -345,6 +360,7 @@ class MultiTaskModule(pl.LightningModule):
         evaluation: Evaluation = self.evaluations[split]  # type: ignore[assignment]
         assert self._training is not None
         evaluation.update(predictions, self._training.masked_losses(predictions, batch), batch)
+        self._bad_rows.add(split, batch.bad)
         return predictions
 
     def _finish(self, split: str) -> None:
@@ -352,9 +368,18 @@ class MultiTaskModule(pl.LightningModule):
         results = evaluation.compute(tune=split == "val" and not self.trainer.sanity_checking)
         evaluation.reset()
         self.results[split] = results
+        faults = self._bad_rows.count(split)
+        if self.trainer.world_size > 1:
+            faults = int(self._sum(torch.tensor(float(faults), device=self.device)))
+        found = self._gather(self._bad_rows.take(split)) if faults else []
         if self.trainer.sanity_checking:
             return
-        self._report(split_record(split, results, self._importance))
+        record, error = self._bad_rows.finish(split, found)
+        self._report(split_record(split, results, self._importance) | record)
+        if error is not None:
+            self.halt = error
+            if self.trainer.state.fn != "fit":
+                raise error
 
     def on_validation_epoch_end(self) -> None:
         """Compute, log and keep the results."""
@@ -367,6 +392,9 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
+        if isinstance(self.trainer.precision_plugin, DoublePrecision):
+            # The trainer does so after loading, when float64 weights have been rounded to float32.
+            self.double()
         check_state(self, checkpoint["state_dict"], training, checkpoint.get("mtl_config"))
         if self.trainer.state.fn in ("test", "predict"):
             check_tuned(self.tasks)
@@ -374,12 +402,14 @@ class MultiTaskModule(pl.LightningModule):
         if (learnt := checkpoint.get("mtl_preparation")) and (datamodule := getattr(self.trainer, "datamodule", None)):
             datamodule.restore_preparation(learnt)
         self._unread = dict(checkpoint.get("mtl_unread", {})) if training else {}
+        self.latest = dict(checkpoint.get("mtl_latest", {})) if training else {}
         self._streams = Streams(checkpoint.get("mtl_further", {}) if training else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how optimizer and schedule were configured, what a plateau has not seen, further batches, the tokeniser."""
+        """Add how optimizer and schedule were configured, what was last seen and logged, further batches, the tokeniser."""
         checkpoint["mtl_hyperparameters"] = self._configured
         checkpoint["mtl_unread"] = dict(self._unread)
+        checkpoint["mtl_latest"] = dict(self.latest)
         checkpoint["mtl_further"] = self._streams.state_dict()
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             checkpoint["mtl_preparation"] = datamodule.preparation_state()
@@ -387,6 +417,8 @@ class MultiTaskModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Values of optimizer and schedule that were changed for a resumed run hold."""
         assert self.model is not None
+        check_wrapped(self.trainer.model)
+        self.halt = None
         epochs = self.trainer.max_epochs
         if warning := self.model.architecture.foresee(epochs if epochs is not None and epochs >= 0 else None):
             rank_zero_warn(warning)
@@ -396,6 +428,10 @@ class MultiTaskModule(pl.LightningModule):
             twin = partial(self._optimization.twin, self._groups(), self.weighting.lr, self._length)
             apply_changes(self._checkpoint, self._configured, optimizer, scheduler, twin)
             self._checkpoint = None
+
+    def on_train_end(self) -> None:
+        """End with the error that was to end the run, if it is over anyway."""
+        self._end_if_asked()
 
     def configure_optimizers(self) -> Any:
         """Parameter groups encoder, heads and weighting, with their learning-rate multipliers, and the schedule."""

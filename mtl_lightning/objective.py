@@ -1,6 +1,6 @@
 """From the tasks' loss terms to one scalar whose gradient, averaged over processes, is that of the global batch. Pure torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,8 +23,10 @@ class Losses(NamedTuple):
         present: int64 [P], the positions of the tasks with a labelled element anywhere in the global batch.
         terms: all loss terms, summed over the processes.
         rows: [T] labelled rows of the global batch.
+        owner: the position of each term's task.
         factors: what each term's total on this process was multiplied by, in the order of the terms.
         blocks: by task, what the rows of each block of the batch add to the loss; empty where nobody wants it.
+        faults: images and labels that were left out of the batch, on all processes.
     """
 
     scalars: dict[str, Tensor]
@@ -32,16 +34,41 @@ class Losses(NamedTuple):
     present: Tensor
     terms: StackedTerms
     rows: Tensor
+    owner: list[int]
     factors: list[float]
     blocks: dict[str, list[Tensor]]
+    faults: int = 0
 
     def not_finite(self) -> list[str]:
         """The tasks whose loss is not a finite number."""
         return [name for name, finite in zip(self.scalars, self.values.isfinite().tolist(), strict=True) if not finite]
 
+    def without(self, tasks: Collection[str], instead: Tensor) -> "Losses":
+        """The losses as if these tasks had no label in the batch; their values stay as they are.
+
+        Args:
+            tasks: which.
+            instead: their scalars, an exact 0: multiplied by 0, a loss that is no number would be none still.
+        """
+        names = list(self.scalars)
+        gone = torch.tensor([name in tasks for name in names], device=self.values.device)
+        terms = gone[torch.tensor(self.owner, device=gone.device)]
+        totals, denominators = (part.masked_fill(terms, 0.0) for part in self.terms[:2])
+        return self._replace(
+            scalars={name: instead if name in tasks else scalar for name, scalar in self.scalars.items()},
+            present=self.present[~gone[self.present]],
+            terms=StackedTerms(totals, denominators, self.terms.coefficients),
+            rows=self.rows.masked_fill(gone, 0.0),
+        )
+
 
 def normalize(
-    masked: Mapping[str, MaskedLoss], labelled: Mapping[str, Tensor], importance: Mapping[str, float], world: int, reduce: Reduce
+    masked: Mapping[str, MaskedLoss],
+    labelled: Mapping[str, Tensor],
+    importance: Mapping[str, float],
+    world: int,
+    reduce: Reduce,
+    faults: int = 0,
 ) -> Losses:
     """Divide every term by its denominator over the global batch.
 
@@ -51,24 +78,31 @@ def normalize(
         importance: each task's fixed weight.
         world: number of processes, over which gradients will be averaged.
         reduce: sums over them; not called if there is one.
+        faults: images and labels that were left out of the batch on this process.
     """
     terms = stack_terms(masked)
     rows = torch.stack([labelled[name].sum() for name in masked]).to(terms.totals)
     if world > 1:
-        counted = reduce(torch.cat([terms.denominators, rows]))
-        terms = StackedTerms(reduce(terms.totals), counted[: -len(rows)], terms.coefficients)
-        rows = counted[-len(rows) :]
+        count = [len(terms.totals), len(terms.denominators), len(rows), 1]
+        added = reduce(torch.cat([terms.totals, terms.denominators, rows, rows.new_tensor([float(faults)])]))
+        totals, denominators, rows, everywhere = torch.split(added, count)
+        terms = StackedTerms(totals, denominators, terms.coefficients)
+        numbers = torch.cat([totals, denominators, everywhere]).tolist()
+        faults = round(numbers.pop())
+    else:
+        numbers = torch.cat([terms.totals, terms.denominators]).tolist()
     # One transfer from the device, and plain numbers from here on.
-    totals, denominators = torch.stack([terms.totals, terms.denominators]).tolist()
-    scalars, values, present, factors, index = {}, [], [], [], 0
+    sums, divisors = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+    scalars, values, present, factors, owner, index = {}, [], [], [], [], 0
     for position, (name, task) in enumerate(masked.items()):
         parts, value, seen = [], 0.0, False
         for term in task.values():
             factor = 0.0
-            if denominators[index] > 0:
-                factor = importance[name] * term.coefficient / denominators[index]
-                value, seen = value + totals[index] * factor, True
+            if divisors[index] > 0:
+                factor = importance[name] * term.coefficient / divisors[index]
+                value, seen = value + sums[index] * factor, True
             factors.append(world * factor)
+            owner.append(position)
             parts.append(term.total * factors[-1])
             index += 1
         scalars[name] = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
@@ -77,7 +111,7 @@ def normalize(
             present.append(position)
     device, dtype = terms.totals.device, terms.totals.dtype
     places = torch.tensor(present, dtype=torch.long, device=device)
-    return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows, factors, {})
+    return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows, owner, factors, {}, faults)
 
 
 def in_blocks(losses: Losses, masked: Sequence[Mapping[str, MaskedLoss]]) -> Losses:

@@ -38,6 +38,8 @@ def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], tr
     mine = module.state_dict()
     if all(not key.startswith("weighting.") or key in theirs for key in mine):
         _take_watching(mine, theirs)
+    # Runs of before there was anything to count.
+    theirs.setdefault("bad._extra_state", mine.get("bad._extra_state"))
     losses = {key: value for key, value in mine.items() if key.startswith("train_losses.")}
     if any(key not in theirs or theirs[key].shape != value.shape for key, value in losses.items()):
         theirs.update(losses)

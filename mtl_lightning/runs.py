@@ -1,16 +1,24 @@
 """Run folders: a new one for every run, named by the configuration, never overwritten."""
 
+import logging
 import re
 import shutil
 from pathlib import Path
 
 import yaml
 
+from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
+from mtl_lightning.storage import replace_text
 
 CHECKPOINTS = "checkpoints"
-BEFORE = ("config.yaml", "model.md", "model.png", "summary.json")
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+CONFIG = "config.yaml"
+BEFORE = (CONFIG, "model.md", "model.png", "summary.json")
 """What a run writes before its first step."""
+FINISHED = "finished"
+"""Is there once a run has come to its end and its report is written."""
+logger = logging.getLogger(__name__)
 
 
 def _folders(root: Path, name: str) -> list[Path]:
@@ -38,23 +46,19 @@ def check_name(name: str) -> None:
         raise ConfigError(f"name is '{name}', expected letters, digits, '_', '-' and '.'; the run's folder gets it")
 
 
-def new_folder(root: Path, name: str, create: bool = True) -> Path:
+def new_folder(root: Path, name: str) -> Path:
     """Claim ``root/name``, or ``root/name-2`` and so on where that is taken.
 
     Args:
         root: where the runs are.
         name: from the configuration.
-        create: False (on other processes than the first) only names the next free one.
     """
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
-        if not create and not folder.exists():
-            return folder
         try:
-            if create:
-                folder.mkdir(parents=True)
-                return folder
+            folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             pass
         except OSError as error:
@@ -64,6 +68,26 @@ def new_folder(root: Path, name: str, create: bool = True) -> Path:
         number += 1
 
 
+def keep_config(folder: Path, config: str) -> None:
+    """Write ``config.yaml``; one with other values stays, as ``config.1.yaml`` and so on.
+
+    It is copied and not renamed: a folder without ``config.yaml`` would be no run for whoever looks for the latest.
+
+    Args:
+        folder: of the run.
+        config: resolved, YAML.
+    """
+    file = folder / CONFIG
+    before = file.read_text(encoding="utf-8") if file.exists() else config
+    if before != config:
+        number = len(list(folder.glob("config.*.yaml")))
+        newest = folder / f"config.{number}.yaml"
+        # Where a kill came between the two writes it is kept already.
+        if not (newest.exists() and newest.read_text(encoding="utf-8") == before):
+            replace_text(folder / f"config.{number + 1}.yaml", before)
+    replace_text(file, config)
+
+
 def discard(folder: Path) -> None:
     """Remove a run folder that holds no more than its configuration, the network's page and the rows that were left out."""
     if folder.is_dir() and all(path.name in BEFORE or path.match("left_out_*.txt") for path in folder.iterdir()):
@@ -71,35 +95,107 @@ def discard(folder: Path) -> None:
 
 
 def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Path | None]:
-    """The checkpoint that ``--ckpt_path`` means, and the run folder it belongs to.
+    """The checkpoint that ``--ckpt_path`` means, read once to see that it is whole, and the run folder it belongs to.
 
     Args:
         root: where the runs are.
         name: the run's name.
         which: ``last`` or ``best`` of the latest run of that name, or a path; None takes the best, or the last where there
-            is no best (nothing was validated).
+            is no best (nothing was validated). A damaged last one is passed over, with a warning, for the one before it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
     if which not in ("last", "best", None):
         path = Path(which)
         if not path.is_file():
             raise CheckpointError(f"--ckpt_path {which}: there is no such file; give last, best, or the path of a .ckpt file")
+        load_checkpoint(path)
         folder = path.resolve().parent.parent
         return path, folder if path.resolve().parent.name == CHECKPOINTS and (folder / "config.yaml").exists() else None
-    runs = _folders(root, name)
-    if not runs:
+    latest = latest_run(root, name)
+    if latest is None:
         raise CheckpointError(
             f"--ckpt_path {which or 'best'}: there is no run named '{name}' in {root}; run fit first, or give a path"
         )
-    latest, asked = runs[-1], which is not None
+    asked = which is not None
     if which is None:
-        which = "best" if (latest / CHECKPOINTS / "best.ckpt").is_file() else "last"
-    path = latest / CHECKPOINTS / f"{which}.ckpt"
-    if not path.is_file():
+        which = "best" if (latest / CHECKPOINTS / BEST).is_file() else "last"
+    if not _kept(latest, which):
         option = f"--ckpt_path {which}" if asked else f"no --ckpt_path, so {which}"
-        others = [run.name for run in runs[:-1] if (run / CHECKPOINTS / f"{which}.ckpt").is_file()]
-        hint = f"; {others[-1]} has one: give its path" if others else "; run fit first"
+        others = [run for run in _folders(root, name)[:-1] if _kept(run, which)]
+        if others:
+            hint = f"; {others[-1]} has one: give its path"
+        elif _kept(latest, "last"):
+            hint = ", only a last one: give last"
+        else:
+            hint = ": it ended before it saved anything; run fit without --ckpt_path"
         raise CheckpointError(f"{option}: the latest run {latest} has no {CHECKPOINTS}/{which}.ckpt{hint}")
+    if which == "last":
+        return newest_whole(latest), latest
+    path = latest / CHECKPOINTS / BEST
+    load_checkpoint(path)
     return path, latest
+
+
+def latest_run(root: Path, name: str) -> Path | None:
+    """The folder of the latest run of a name."""
+    return next(reversed(_folders(root, name)), None)
+
+
+def _kept(run: Path, which: str) -> list[Path]:
+    names = (LAST, PREVIOUS) if which == "last" else (BEST,)
+    return [path for path in (run / CHECKPOINTS / file for file in names) if path.is_file()]
+
+
+def newest_whole(run: Path) -> Path:
+    """A run's ``last.ckpt``, or ``previous.ckpt`` where that is damaged, or was being renamed when the run was killed.
+
+    Args:
+        run: its folder; has one of the two.
+
+    Raises:
+        CheckpointError: none can be loaded.
+    """
+    faults: list[str] = []
+    for path in _kept(run, "last"):
+        try:
+            step = load_checkpoint(path, advise=False)["global_step"]
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            again = _reached(run) - step
+            lost = f"; about {again} steps are trained again" if again > 0 else ""
+            logger.warning("WARNING: %s; going on from the one before it, %s of step %d%s", faults[0], path, step, lost)
+        return path
+    raise CheckpointError(f"{'; '.join(faults)}; {advice(run / CHECKPOINTS / LAST)}")
+
+
+def _reached(run: Path) -> int:
+    """How many steps a run's metrics know of."""
+    try:
+        lines = (run / "metrics.csv").read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:
+        return 0
+    return max((int(step) + 1 for step in (line.partition(",")[0] for line in lines) if step.isdecimal()), default=0)
+
+
+def choose_run(root: Path, name: str) -> tuple[bool, str]:
+    """What ``--ckpt_path auto`` does.
+
+    Args:
+        root: where the runs are.
+        name: the run's name.
+
+    Returns:
+        Whether the latest run of that name goes on, and a line that says what happens and why.
+    """
+    latest = latest_run(root, name)
+    if latest is None:
+        return False, f"no run named '{name}' in {root}: a new one starts"
+    if not _kept(latest, "last"):
+        return False, f"{latest} has no checkpoint: a new run starts"
+    if (latest / FINISHED).exists():
+        return False, f"{latest} is finished: a new run starts; --ckpt_path last would go on with it"
+    return True, f"{latest} goes on"

@@ -58,6 +58,16 @@ def replacing(path: Path, then: str, error: type[MTLError] = StorageError) -> It
             raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Let a rename in a folder survive a power cut, where its file system can."""
+    with suppress(OSError):  # some network file systems, and Windows, cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def replace_text(path: Path, text: str, then: str = "make room or set runs to another folder, and run again") -> None:
     """Write a text file whole; raises :class:`StorageError`."""
     with replacing(path, then) as temporary:

@@ -26,8 +26,9 @@ class MultiTaskTrainer(Trainer):
             train_dataloaders: not used by the command line.
             val_dataloaders: not used by the command line.
             datamodule: the data of the run.
-            ckpt_path: last goes on with the latest run of that name, in its folder; best (of the latest run of that name) or a
-                path starts a new run from there; null starts a new run.
+            ckpt_path: last goes on with the latest run of that name, in its folder, and auto does so unless there is none, or
+                none that is unfinished and saved: then it starts a new run; best (of the latest run of that name) or a path
+                starts a new run from there; null starts a new run.
             weights_only: always true.
         """
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

@@ -1,6 +1,6 @@
 """A training step from the batch to ``.grad``, as any trainer may take it. Pure torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtl_lightning.bad_numbers import Fault, merged
 from mtl_lightning.batch import Batch
-from mtl_lightning.errors import TrainingError
+from mtl_lightning.freeze import anchor
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
@@ -17,6 +18,7 @@ from mtl_lightning.objective import Losses, Reduce, block_of_rows, in_blocks, no
 from mtl_lightning.penalties import Penalty, penalties_of
 from mtl_lightning.probe import BatchProbe, Revisit
 from mtl_lightning.tasks.base import MaskedLoss, Task
+from mtl_lightning.unspoilt import Aside, Buffers, all_finite
 from mtl_lightning.weighting import Weighting
 
 
@@ -33,6 +35,8 @@ class Surroundings(NamedTuple):
         lr: the present learning rate.
         scale: the present one of a loss scaler; 1 without.
         further: gives the next of the further batches that a method draws, by its number.
+        gather: what all processes have to say, one after the other.
+        replicated: whether every process holds all parameters and gradients.
     """
 
     reduce: Reduce
@@ -44,6 +48,8 @@ class Surroundings(NamedTuple):
     lr: Callable[[], float]
     scale: Callable[[], float]
     further: Callable[[int], Batch]
+    gather: Callable[[list[Fault]], list[Fault]] = list
+    replicated: bool = True
 
 
 class Step(NamedTuple):
@@ -58,18 +64,6 @@ class Step(NamedTuple):
     losses: Losses
     weights: dict[int, float]
     penalties: dict[str, Tensor]
-
-
-class NotFinite(TrainingError):
-    """Losses that are no finite numbers.
-
-    Args:
-        tasks: whose.
-    """
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        super().__init__(f"the loss of task {', '.join(tasks)} is not a finite number")
-        self.tasks = list(tasks)
 
 
 class Training:
@@ -102,6 +96,10 @@ class Training:
         self._revisit: Revisit | None = None
         self._alone: dict[tuple[bool, ...], bool | None] = {}
         self._step: Step | None = None
+        self._batch: Batch | None = None
+        self._buffers, self._aside = Buffers(model), Aside([])
+        self._faults: list[Fault] = []
+        self._lost = False
         self.engine: GradientEngine | None = None
         if weighting.from_gradients is not None or weighting.extra_batches or options.watch_every:
             around = surroundings
@@ -116,10 +114,20 @@ class Training:
         """Each task's loss terms."""
         return {name: masked_loss(task, predictions[name], batch) for name, task in self.tasks.items()}
 
-    def losses(self, predictions: Mapping[str, Tensor], batch: Batch) -> Losses:
-        """Each task's mean over the labelled elements of the global batch."""
+    def losses(self, predictions: Mapping[str, Tensor], batch: Batch, faults: int = 0) -> Losses:
+        """Each task's mean over the labelled elements of the global batch.
+
+        Args:
+            predictions: of the batch.
+            batch: what to compare them with.
+            faults: images and labels that were left out, on this process.
+        """
         masked = self.masked_losses(predictions, batch)
-        return normalize(masked, batch.labelled, self.importance, self.around.world, self.around.reduce)
+        return normalize(masked, batch.labelled, self.importance, self.around.world, self.around.reduce, faults)
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.weighting.parameters()]
 
     @property
     def step(self) -> Step:
@@ -137,7 +145,32 @@ class Training:
     def _look(self, batch: Batch) -> Losses:
         predictions = self._predict(batch)
         with self.around.context():
-            return self.losses(predictions, batch)
+            losses = self.losses(predictions, batch)
+        if bad := losses.not_finite():
+            if batch is not self._batch:
+                self._note_losses(bad, predictions, batch)
+            losses = losses.without(bad, self._nothing(bad))
+        return losses
+
+    def _nothing(self, tasks: Collection[str]) -> Tensor:
+        """An exact 0 that depends on what these tasks alone use, so that no process waits for its gradients."""
+        others = set(self.tasks) - set(tasks)
+        owners = self.model.owners()
+        zero = next(iter(owners)).new_zeros(())
+        return anchor(zero, [parameter for parameter, users in owners.items() if not users & others])
+
+    def _note_losses(self, tasks: Collection[str], predictions: Mapping[str, Tensor], batch: Batch) -> None:
+        """The samples to blame are those with a prediction that is no number, if there are such."""
+        for name in tasks:
+            known = batch.labelled[name]
+            wrong = known & ~predictions[name].detach().flatten(1).isfinite().all(1)
+            rows = wrong if bool(wrong.any()) else known
+            self._note(Fault("loss", name, ids_of(batch, rows), "the task was left out of the step"))
+
+    def _note(self, fault: Fault) -> None:
+        # A batch may be looked at several times in a step.
+        if all((fault.key, fault.ids) != (other.key, other.ids) for other in self._faults):
+            self._faults.append(fault)
 
     def _blocks(self, predictions: Mapping[str, Tensor], batch: Batch, blocks: int) -> list[dict[str, MaskedLoss]]:
         place = block_of_rows(len(batch), blocks, self.around.world, self.around.rank).to(batch.sizes.device)
@@ -166,10 +199,13 @@ class Training:
             steps: whether the optimizer's step comes after this batch, and not after a later one of several that add up.
         """
         self._revisit = self._step = None
+        self._batch, self._faults, self._lost = batch, list(batch.bad), False
+        self._buffers.keep()
         if not steps:
             return
         if self.engine is not None and self.weighting.extra_batches:
             batches = [batch, *(self.around.further(number) for number in range(self.weighting.extra_batches))]
+            self._faults += [fault for further in batches[1:] for fault in further.bad]
             frozen, lr, scale = self.around.frozen(), self.around.lr(), self.around.scale()
             self.weighting.explore(BatchProbe(batches, self._look, self.engine, self.model, frozen, lr, scale))
         share = self.weighting.revisit()
@@ -178,27 +214,24 @@ class Training:
             self._revisit = Revisit(batch, share, self._predict, self.losses, self.model, self._agree, alone)
 
     def objective(self, batch: Batch) -> Tensor:
-        """The scalar to run backward from.
-
-        Raises:
-            NotFinite: a loss that is no number, of any task, or of all where tasks' gradients are taken one by one.
-        """
+        """The scalar to run backward from; tasks whose loss is no finite number are no part of it."""
         engine = self.engine if self.weighs_gradients else None
         if engine is not None and engine.cuts:
             features = self.model.features(batch.inputs, batch.padding)
             predictions = self.model.predict(engine.cut(features), batch.inputs)
         else:
             predictions = self.model(batch.inputs, batch.padding, self._rows(batch))
-        losses = self.losses(predictions, batch)
+        losses = self.losses(predictions, batch, sum(fault.what in ("image", "target") for fault in self._faults))
+        if bad := losses.not_finite():
+            self._note_losses(bad, predictions, batch)
+            losses = losses.without(bad, self._nothing(bad))
+            self._lost = not len(losses.present)
         if engine is not None and engine.wants_blocks(losses):
             losses = in_blocks(losses, self._blocks(predictions, batch, engine.blocks))
-        bad = losses.not_finite()
-        if bad and (engine is None or len(bad) == len(losses.present)):
-            raise NotFinite(bad)
         if self._revisit is not None:
             self._revisit.before(predictions, losses)
             self._alone[self._modes()] = self._revisit.alone
-        penalties = penalties_of(self._penalties, self.model)
+        penalties = {} if self._lost else penalties_of(self._penalties, self.model)
         if engine is not None:
             self._step = Step(losses, {}, penalties)
             return engine.hold(losses, list(penalties.values()))
@@ -214,6 +247,8 @@ class Training:
             scaled: whether a loss scaler looks for numbers that are not finite.
         """
         step = self.step
+        # Where several processes share the sum, DistributedDataParallel wants to find it in place.
+        self._aside = Aside(self._parameters if self.weighs_gradients or self.around.world == 1 else [])
         if self.engine is None:
             loss.backward()  # type: ignore[no-untyped-call]
         elif not self.weighs_gradients:
@@ -223,6 +258,74 @@ class Training:
             step = step._replace(weights=self.engine.backward(loss, self.around.frozen(), scaled))
         return step
 
+    def settle(self, scaled: bool) -> list[Fault]:
+        """Once :meth:`backward` is over and nothing that rests has a gradient: keep what is finite.
+
+        Args:
+            scaled: whether a loss scaler looks at the gradients by itself.
+
+        Returns:
+            What was left out in this step, on all processes.
+        """
+        engine = self.engine if self.weighs_gradients else None
+        present = self.step.losses.present.tolist()
+        failed, given_up = ([], False) if engine is None else engine.balance.take()
+        if failed:
+            self._blame(failed, "the step was not taken" if given_up else "the task was left out of the step")
+        self._lost |= given_up and not scaled
+        hollow = bool(self._faults) and self._batch is not None and not any(bool(x.any()) for x in self._batch.inputs.values())
+        gradients = [] if scaled or self._lost else [p.grad for p in self._parameters if p.grad is not None]
+        if not self._finite([*gradients, *self._buffers.numbers()]):
+            if not self._lost and not self._finite(gradients):
+                self._blame(self.whose(present), "the step was not taken")
+                self._lost = True
+            self._buffers.put_back(every=self._lost)
+        elif self._lost or hollow:
+            self._buffers.put_back(every=True)
+        self._keep_gradients(scaled)
+        if not (self._faults or self._lost or self.step.losses.faults):
+            return []
+        return merged(self.around.gather(self._faults))
+
+    def _keep_gradients(self, scaled: bool) -> None:
+        if not self._lost:
+            self._aside.add()
+            return
+        self._revisit = None
+        parameters = self._parameters
+        self._aside.only(parameters)
+        if scaled and all(parameter.grad is None for parameter in parameters):
+            # A scaler refuses a step without gradients, and skips one with such.
+            parameters[0].grad = torch.full_like(parameters[0], torch.nan)
+
+    def _finite(self, tensors: Sequence[Tensor]) -> bool:
+        good = all_finite(tensors)
+        return good if self.around.replicated else self._agree(good)
+
+    def _blame(self, tasks: Sequence[int], lost: str) -> None:
+        names, batch = list(self.tasks), self._batch
+        for task in tasks:
+            known = () if batch is None else ids_of(batch, batch.labelled[names[task]])
+            self._note(Fault("gradient", names[task], known, lost))
+
+    def whose(self, present: Sequence[int]) -> list[int]:
+        """The tasks to blame for gradients that are not finite: those with such in their own parameters, or else all.
+
+        Args:
+            present: positions of the tasks of the step.
+        """
+        places = {name: position for position, name in enumerate(self.tasks)}
+        owners = {parameter: places[next(iter(users))] for parameter, users in self.model.owners().items() if len(users) == 1}
+        owners |= self.weighting.owners()
+        bad = {owners[p] for p in self._parameters if p in owners and p.grad is not None and not all_finite([p.grad])}
+        return sorted(bad & set(present)) or list(present)
+
+    def overflowed(self) -> list[Fault]:
+        """Of a step that a loss scaler skipped, whose gradients were not finite, on all processes."""
+        self._faults = []
+        self._blame(self.whose(self.step.losses.present.tolist()), "no loss scale is small enough: the step was not taken")
+        return merged(self.around.gather(self._faults))
+
     def finish(self) -> None:
         """After the batch, and the optimizer's step if it came."""
         if self._revisit is not None:
@@ -230,3 +333,8 @@ class Training:
             if len(places):
                 self.weighting.revisited(before, after, places)
             self._revisit = None
+
+
+def ids_of(batch: Batch, rows: Tensor) -> tuple[str, ...]:
+    """The names of some rows (bool [B])."""
+    return tuple(name for name, chosen in zip(batch.ids, rows.tolist(), strict=True) if chosen)

@@ -26,11 +26,31 @@ class StopAt(Callback):
 
 
 class SignalAt(Callback):
-    """Send the process a signal when a number of optimizer steps is done."""
+    """Send the process of a rank a signal when a number of optimizer steps is done."""
 
-    def __init__(self, step: int, name: str) -> None:
-        self.step, self.number = step, signal.Signals[name]
+    def __init__(self, step: int, name: str, rank: int = 0) -> None:
+        self.step, self.number, self.rank = step, signal.Signals[name], rank
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
+
+
+class SignalInValidation(Callback):
+    """Send the process a signal at the first validation batch of ``fit``, or of the ``validate`` after it."""
+
+    def __init__(self, name: str, stage: str = "fit") -> None:
+        self.number: signal.Signals | None = signal.Signals[name]
+        self.stage = stage
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        if self.number is not None and trainer.state.fn == self.stage:
+            os.kill(os.getpid(), self.number)
+            self.number = None
+
+
+class SignalInSetup(Callback):
+    """Send the process Ctrl-C before anything is trained."""
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)

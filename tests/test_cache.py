@@ -54,9 +54,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are decoded from now on, in this process."""
     names: list[str] = []
 
-    def count(root: str, text: str, channels: int) -> Any:
+    def count(root: str, text: str, *rest: int) -> Any:
         names.append(text)
-        return read_image(root, text, channels)
+        return read_image(root, text, *rest)
 
     monkeypatch.setattr(manifest, "read_image", count)
     return names

@@ -13,7 +13,7 @@ from PIL import Image
 from mtl_lightning.analysis.check import page, run
 from mtl_lightning.analysis.check.tallies import ClassTally, DepthTally, MaskTally, MultiLabelTally, NormalsTally, NumberTally
 from mtl_lightning.main import main
-from mtl_lightning.runs import find_checkpoint
+from mtl_lightning.runs import latest_run
 from mtl_lightning.tasks import Classification, Depth, MultiLabel, Regression, SemanticSegmentation, SurfaceNormals
 from tests.data.manifest import write_manifest, write_rows
 
@@ -86,7 +86,7 @@ def test_check_leaves_runs_alone(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in run_folder.rglob("*")} == before
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "tiny-check", "tiny-check-2"}
     assert not list((tmp_path / "tiny-check").iterdir())
-    assert find_checkpoint(tmp_path, "tiny", "last")[1] == run_folder
+    assert latest_run(tmp_path, "tiny") == run_folder
 
 
 @pytest.mark.parametrize(

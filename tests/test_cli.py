@@ -39,7 +39,7 @@ def test_fit_leaves_everything_in_its_folder(runs: Path) -> None:
         *("config.yaml", "metrics.csv", "summary.json", "summary.md", "checkpoints"),
         *("curves.png", "predictions_val.png", "color_confusion_val.png", "mask_iou_val.png"),
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 6
     assert config["model"]["tasks"]["color"]["init_args"]["weight"] == 1.0
@@ -244,7 +244,7 @@ def test_fit_from_a_path_starts_a_new_folder(tmp_path: Path) -> None:
 def test_without_validation_there_is_a_last_checkpoint_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hide = "--data.init_args.hidden_eval={color: 1, level: 1, mask: 1}"
     call("fit", tmp_path, hide)
-    assert [path.name for path in (tmp_path / "tiny/checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "tiny/checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert "WARNING" in capsys.readouterr().out
 
 

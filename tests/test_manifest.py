@@ -467,7 +467,7 @@ def test_unknown_columns_are_named(pets):
 
 
 def test_rows_are_lines_of_the_file(tmp_path):
-    text = 'image,"a"\r\n1.png,x\r\n\r\n2.png,"two\nlines"\r\n3.png,"NA"\r\n4.png\r\n'
+    text = 'image,"a"\r\n1.png,x\r\n\r\n2.png,"two\nlines"\r\n3.png,"NA"\r\n4.png,\r\n'
     (tmp_path / "t.csv").write_bytes(codecs.BOM_UTF8 + text.encode())
     table = read_table(tmp_path / "t.csv", "t.csv")
     assert table.columns == ["image", "a"]
@@ -482,6 +482,10 @@ def test_rows_are_lines_of_the_file(tmp_path):
         (b"image,a\nx.png,1,2\ny.png,1,2\n", "row 2: the row has more cells"),
         (b"image,a\nx.png,1\ny.png,1,2\n", "line 3"),
         (b'image,a\nx.png,"1\ny.png,1\n', "no proper CSV"),
+        (b"image,a\nx.png,1\ny.png\n", r"row 3: 1 cell, and the header has 2 columns; is the file cut off"),
+        (b'image,a\n"x\n.png",1\ny.png\nz.png', r"row 4: 1 cell, .* \(2 rows are so\)"),
+        (b"image,a\nx.png,1\ny\0.png,1\n", "row 3: there are NUL bytes"),
+        ("image,a\nx.png,1\n".encode("utf-16"), "row 1: there are NUL bytes, so the file is damaged or not UTF-8"),
         (b"", "is empty"),
         (b"image,a,a\nx.png,1,2\n", "'a' is there 2 times"),
     ],
@@ -679,7 +683,7 @@ def test_masks(tmp_path):
     for name, problem in (
         ("rgb.png", "one channel"),
         ("f.npy", "whole numbers"),
-        ("o.npy", "cannot be read"),
+        ("o.npy", "plain numbers"),
         ("no.png", "no file"),
     ):
         with pytest.raises(DataError, match=f"{name}.*{problem}|{problem} {name}"):

@@ -1,13 +1,13 @@
 """What must hold for every weighting method in training: two processes are as one, a checkpoint holds all state."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.methods import Run, at_features, methods
+from mtl_lightning.gradients.sharing import Sharing
+from tests.methods import NAMES, Run, at_features, methods, network
 from tests.two_processes import STEPS, both, cases
 
 
@@ -30,15 +30,35 @@ def faults_of(name: str, options: dict[str, Any], first: dict[str, Tensor], seco
     return found
 
 
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """Of every method, in one test: the two processes are started once."""
-    first, second = both("tests.two_processes", tmp_path, 400)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What two processes end with, of every method: they are started once."""
+    return both("tests.two_processes", tmp_path_factory.mktemp("ranks"), 400)
+
+
+def test_two_processes_are_as_one(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    first, second = ranks
     faults = {}
     for name, options in cases():
         key = str((name, options))
         if found := faults_of(name, options, first[key], second[key]):
             faults[key] = found
     assert not faults
+
+
+def test_processes_send_no_more_than_they_must(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Of the four tasks' losses and labels a message; beside what DistributedDataParallel sends a Jacobian, or a Gramian."""
+    share, tasks = Sharing(network()[0]), len(NAMES)
+    own = sum(parameter.numel() for parameters in share.own.values() for parameter in parameters)
+    each = [parameter.numel() for parameter in network()[0].parameters()]
+    expected = {
+        ("Equal", "{}"): [3 * tasks, *each],
+        ("UW", "{}"): [3 * tasks, *each, *[1] * tasks],
+        ("UPGrad", "{}"): [3 * tasks, tasks * share.size, tasks * tasks, tasks, own],
+        ("UPGrad", "{'gradients': 'features'}"): [3 * tasks, tasks * tasks, tasks, share.size, own],
+    }
+    for (name, options), numbers in expected.items():
+        assert [rank["sent"][f"('{name}', {options})"].tolist() for rank in ranks] == [numbers] * 2, (name, options)
 
 
 @pytest.mark.parametrize("name", methods())

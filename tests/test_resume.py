@@ -141,18 +141,18 @@ def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 1), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
 def test_a_signal_ends_the_run_between_two_steps(
     tmp_path: Path, name: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(tmp_path / "whole")
     send = f"--trainer.callbacks+={{class_path: tests.killer.SignalAt, init_args: {{step: 8, name: {name}}}}}"
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as caught:
         fit(tmp_path / "cut", "--checkpoint.every_n_steps=null", send)
     assert caught.value.code == code
     assert "Stopped after step 9" in capsys.readouterr().out
-    signal.signal(signal.SIGINT, before)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     fit(tmp_path / "cut", "--ckpt_path=last")
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
 

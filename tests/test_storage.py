@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtl_lightning.callbacks.checkpoints import WholeCheckpointIO
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
+from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.errors import CheckpointError, StorageError
 from mtl_lightning.main import main
 from mtl_lightning.storage import replace_text, replacing

@@ -12,9 +12,12 @@ from torch import Tensor
 from tests.methods import Run, at_features, methods
 
 STEPS = 10
+SENT: list[int] = []
+"""How many numbers each message had."""
 
 
 def total(tensor: Tensor) -> Tensor:
+    SENT.append(tensor.numel())
     found = tensor.detach().clone().contiguous()
     dist.all_reduce(found)
     return found
@@ -50,10 +53,12 @@ def main() -> None:
     rank, meeting, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    result = {}
+    result: dict[str, dict[str, Tensor]] = {"sent": {}}
     for name, options in cases():
         result[str((name, options))] = Run(name, rank, 2, total, **options).go(STEPS).state()
+        SENT.clear()
         single = Run(name, rank, 2, total, dtype=torch.float32, **options).go(1).state()
+        result["sent"][str((name, options))] = torch.tensor(SENT)
         result[str((name, options))] |= {f"single.{key}": value for key, value in single.items()}
     torch.save(result, f"{out}{rank}")
     dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Checkpoints that are whole, at moments a run can go on from."""
 
-import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -8,41 +8,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from mtl_lightning.callbacks.signals import StopRequest
-from mtl_lightning.errors import CheckpointError
+from mtl_lightning.callbacks.agreement import Agreement
+from mtl_lightning.callbacks.requeue import requeue, requeue_signal
+from mtl_lightning.callbacks.signals import SAVED, Stopped, StopRequest
 from mtl_lightning.monitor import check_monitor, check_tunable, direction
-from mtl_lightning.storage import replacing
-
-
-class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, and renames: a kill leaves the old file or the new one, never half of one."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
-        """Save.
-
-        Args:
-            checkpoint: what to save.
-            path: the target.
-            storage_options: not used.
-
-        Raises:
-            CheckpointError: it cannot be written; what was saved before is untouched.
-        """
-        target = Path(path)
-        with replacing(target, _then(target.parent), CheckpointError) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _then(folder: Path) -> str:
-    left = sorted(file.name for file in folder.glob("*.ckpt")) if folder.is_dir() else []
-    if not left:
-        return "no checkpoint was saved yet: make room or set runs to another folder, and run again"
-    return f"as saved before: {', '.join(left)}; make room or permit writing, then go on with --ckpt_path last"
+from mtl_lightning.runs import LAST
 
 
 def validation_due(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -63,7 +35,7 @@ def validation_due(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class LastCheckpoint(Checkpoint):
-    """``last.ckpt``: after every epoch, and in mid-epoch every so many steps or minutes.
+    """``last.ckpt``: after every epoch, in mid-epoch every so many steps or minutes, and where a signal ends the run.
 
     Where a validation is due at the same batch it is saved after it, so that no validation is lost between the two.
 
@@ -74,7 +46,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, every_minutes: float | None = None) -> None:
-        self.path = Path(folder) / "last.ckpt"
+        self.path = Path(folder) / LAST
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self._step = 0
@@ -82,6 +54,9 @@ class LastCheckpoint(Checkpoint):
         self._pending = False
         self._stepped = False
         self._stop = StopRequest()
+        self._asked = self._again = 0
+        self._requeue: int | None = None
+        self._agreement: Agreement | None = None
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -89,17 +64,40 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self._step, self._clock, self._pending = trainer.global_step, time.monotonic(), False
 
-    def _due(self, trainer: pl.Trainer) -> bool:
-        steps = self.every_n_steps is not None and trainer.global_step - self._step >= self.every_n_steps
+    def _numbers(self) -> list[int]:
+        """What this process asks for: an end by a signal, a requeue, a save by the clock."""
         late = self.every_minutes is not None and time.monotonic() - self._clock >= 60 * self.every_minutes
-        return bool(trainer.strategy.broadcast(steps or late)) if trainer.world_size > 1 else steps or late
+        return [self._stop.asked, int(self._stop.asked == self._requeue), int(late)]
+
+    def _agree(self) -> bool:
+        """Learn what any process asks for; whether a save is due by the clock."""
+        assert self._agreement is not None
+        self._asked, self._again, late = self._agreement.answer()
+        return bool(late)
+
+    def _listen(self, trainer: pl.Trainer) -> None:
+        # Not sooner: Lightning sets its own handlers as a stage begins, and these send messages at any moment of a step.
+        self._requeue = requeue_signal(trainer)
+        self._stop.quiet = not trainer.is_global_zero
+        self._stop.listen(signal.SIGINT, signal.SIGTERM, *([] if self._requeue is None else [self._requeue]))
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to signals; the first step then ends the run."""
+        self._listen(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from here, and listen to Ctrl-C."""
+        """Count from here, listen to signals, and take away what a kill in the middle of a save left."""
+        self._listen(trainer)
         self._step, self._clock = trainer.global_step, time.monotonic()
-        if trainer.world_size == 1:
-            # Several processes get the signal in different steps, and one alone cannot save.
-            self._stop.listen()
+        self._agreement = Agreement(self._numbers, trainer.strategy.root_device, trainer.world_size)
+        if trainer.is_global_zero:
+            for left in self.path.parent.glob("*.ckpt.tmp"):
+                left.unlink(missing_ok=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After the training, too: a report that was begun is finished."""
+        if trainer.state.fn == "validate":
+            self._listen(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""
@@ -109,49 +107,64 @@ class LastCheckpoint(Checkpoint):
         """Listen no longer."""
         self._stop.leave()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop on request; what was saved before stands."""
-        if self._stop.asked:
-            raise KeyboardInterrupt
-
     def _finish(self, trainer: pl.Trainer) -> None:
         """Save where a signal ends the run."""
         self._save(trainer)
-        print(f"Stopped after step {trainer.global_step}, saved {self.path}; --ckpt_path last goes on from there.", flush=True)
-        if self._stop.asked:
-            raise KeyboardInterrupt
+        saved = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        how = f"saved {self.path}; --ckpt_path last goes on from there." if saved else "and a fast_dev_run saves nothing."
+        say = rank_zero_only(print)
+        say(f"Stopped after step {trainer.global_step}, {how}", flush=True)
+        if self._again and trainer.is_global_zero:
+            say(requeue(), flush=True)
+        # A process that leaves sooner would take what the launcher started with it.
+        trainer.strategy.barrier()
+        raise Stopped(SAVED if saved and self._asked != signal.SIGINT else 128 + self._asked)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask the other processes; their answer comes while the step is computed."""
+        assert self._agreement is not None
+        self._agreement.ask()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save in mid-epoch, and where the run ends; only between optimizer steps: accumulated gradients are in no checkpoint."""
+        late = self._agree()
         self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if trainer.is_last_batch or not self._stepped:
             return
         self._halt(trainer, pl_module)
-        if self._stop.asked or (trainer.received_sigterm and trainer.world_size == 1):
-            self._finish(trainer)
-            return
-        if not (self._ends(trainer) or self._due(trainer)):
+        many = self.every_n_steps is not None and trainer.global_step - self._step >= self.every_n_steps
+        if not (self._asked or self._ends(trainer) or many or late):
             return
         if validation_due(trainer, batch_idx):
             self._pending = True
         else:
-            self._save(trainer)
+            self._save_or_finish(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due at the batch before the validation, or where the validation ends the run in mid-epoch."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
+            self._stop.leave()
+        elif trainer.sanity_checking:
             return
-        if self._pending or (self._ends(trainer) and self._stepped and not trainer.is_last_batch):
-            self._save(trainer)
+        elif self._pending or (self._ends(trainer) and self._stepped and not trainer.is_last_batch):
+            self._save_or_finish(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after every whole epoch: here, the trainer's counters call one that was cut short a whole one, too."""
-        if self._stop.asked and trainer.is_last_batch:
+        if not trainer.is_last_batch:
+            return
+        assert self._agreement is not None
+        self._agreement.ask()
+        self._agree()
+        self._halt(trainer, pl_module)
+        self._save_or_finish(trainer)
+
+    def _save_or_finish(self, trainer: pl.Trainer) -> None:
+        if self._asked:
             self._finish(trainer)
-        elif trainer.is_last_batch:
-            self._halt(trainer, pl_module)
+        else:
             self._save(trainer)
 
     def _halt(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -199,3 +212,9 @@ class BestCheckpoint(ModelCheckpoint):
         check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
         self.mode = direction("checkpoint.mode", self.monitor, self._given, pl_module)
         self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the parent, which forgets the score that it saved last."""
+        super().load_state_dict(state_dict)
+        if self.dirpath == state_dict.get("dirpath"):
+            self.current_score = state_dict.get("current_score")

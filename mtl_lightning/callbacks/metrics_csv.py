@@ -98,7 +98,9 @@ class MetricsCSV(Logger):
         if self._file is not None:
             self._file.close()
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(FIELDS) and _number(row[0]) < step and _whole(row[3])]
+            # A line without its end was cut by a kill; half of a number is a number, too.
+            lines = [line for line in file if line.endswith("\n")]
+        rows = [row for row in csv.reader(lines) if len(row) == len(FIELDS) and _number(row[0]) < step and _whole(row[3])]
         with replacing(self.path, THEN) as new, new.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([FIELDS, *rows])
 
@@ -106,6 +108,15 @@ class MetricsCSV(Logger):
     def finalize(self, status: str) -> None:
         """Close the file."""
         self._drop()
+
+
+def last_values(file: Path, prefix: str) -> dict[str, float]:
+    """What was logged last under each name that begins so; nothing where there is no file."""
+    if not file.exists():
+        return {}
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = [row for row in csv.DictReader(opened) if row["name"].startswith(prefix)]
+    return {row["name"]: float(row["value"]) for row in rows}
 
 
 def _number(text: str) -> float:

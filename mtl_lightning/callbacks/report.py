@@ -13,6 +13,7 @@ from rich.console import Console
 from mtl_lightning.analysis.balancing import balancing
 from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
 from mtl_lightning.analysis.tables import Summary, caption, markdown_table, rich_table, summarize
+from mtl_lightning.callbacks.metrics_csv import last_values
 from mtl_lightning.storage import replace_text, writing
 from mtl_lightning.tasks.base import Task
 
@@ -88,9 +89,8 @@ class Report(Callback):
         """The report of a run that validated nothing: the last training losses, and the curves."""
         file = self.folder / "summary.json"
         summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        losses = {key: float(value) for key, value in module.trainer.callback_metrics.items() if key.startswith("train/")}
-        # A run that had come to its end already has trained no epoch now.
-        losses = summary["train"] = losses or summary.get("train", {})
+        # Not the trainer's: a run that had come to its end already, and was killed before its report, has trained no epoch now.
+        losses = summary["train"] = last_values(self.folder / "metrics.csv", "train/")
         replace_text(file, json.dumps(summary, indent=2) + "\n")
         self._training_pictures(dict(module.tasks.items()))
         lines = ["Nothing was validated. The last epoch's training losses:", ""]

@@ -1,16 +1,15 @@
 """What a resumed run needs beside weights: random streams, the configuration it was trained with, the metrics so far."""
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from mtl_lightning.callbacks.carried import carry_over, stays_stopped
+from mtl_lightning.callbacks.generators import Generators, everyones, generators, reseed, restore
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 
 MISSING = "(not set)"
@@ -32,19 +31,13 @@ class Resume(Callback):
         self.config = config
         self.started = started
         self.same_folder = same_folder
-        self._states: dict[str, Any] | None = None
+        self._states: list[Generators] | None = None
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add generators and configuration."""
-        kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global stream is what is kept
-        version, state, gauss = random.getstate()
+        """Add generators, configuration, and whether something (early stopping, say) has ended the run."""
         checkpoint["mtl_config"] = self.config
-        checkpoint["mtl_random"] = {
-            "python": [version, list(state), gauss],
-            "numpy": [kind, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr, attr-defined]
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        checkpoint["mtl_stopping"] = bool(trainer.should_stop)
+        checkpoint["mtl_random"] = everyones(trainer.world_size)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Print what differs, in fit."""
@@ -55,6 +48,13 @@ class Resume(Callback):
         changes = differences(checkpoint.get("mtl_config", ""), self.config)
         if changes:
             rank_zero_info("Configuration that differs from the checkpoint (the new value is used):\n" + "\n".join(changes))
+        carry_over(trainer, checkpoint)
+        if self.same_folder and stays_stopped(checkpoint, [line.split(":")[0].strip() for line in changes]):
+            trainer.should_stop = True
+            rank_zero_info(
+                "The run had been stopped by a callback (early stopping, say) and stays so; to train on, change that callback or "
+                "trainer.max_epochs"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the generators after everything else that draws from them."""
@@ -63,16 +63,22 @@ class Resume(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV):
                     logger.cut(trainer.global_step)
-        if self._states is None:
+        states, self._states = self._states, None
+        if states is not None and len(states) == trainer.world_size:
+            restore(states[trainer.global_rank])
             return
-        version, state, gauss = self._states["python"]
-        random.setstate((version, tuple(state), gauss))
-        kind, keys, *rest = self._states["numpy"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(self._states["torch"].cpu())
-        if torch.cuda.is_available() and len(self._states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._states["cuda"]])
-        self._states = None
+        if states is not None:
+            rank_zero_info(
+                f"The checkpoint is of {_processes(len(states))}, and this run has {_processes(trainer.world_size)}: dropout and "
+                "stochastic depth draw from new streams (the order of the rows and augmentation stay)"
+            )
+        if states is not None or trainer.world_size > 1:
+            # The trainer seeds all processes alike, and dropout would take the same from each one's rows.
+            reseed((states or [generators()])[0], trainer.global_rank)
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def _begin_next_epoch(loops: dict[str, Any]) -> None:

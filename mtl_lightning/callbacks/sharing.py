@@ -1,5 +1,6 @@
 """Gates, stitches, learnt branches and attention: logged after each validation, drawn at the end."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from mtl_lightning.analysis.attention_pictures import Look, attention_picture
 from mtl_lightning.analysis.flops import undisturbed
@@ -18,6 +18,7 @@ from mtl_lightning.batch import Batch
 from mtl_lightning.callbacks.report import spread
 from mtl_lightning.features import Features
 from mtl_lightning.storage import writing
+from mtl_lightning.sums import add_up
 
 THEN = "the checkpoints are whole: make room or permit writing, then run validate or test"
 SHOWN = 4
@@ -81,11 +82,8 @@ class WatchSharing(Callback):
         architecture = _architecture(pl_module)
         architecture.watch(False)
 
-        def add_up(tensor: Tensor) -> Tensor:
-            return trainer.strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]
-
         if trainer.world_size > 1:
-            gather(_seen(architecture), add_up, pl_module.device)
+            gather(_seen(architecture), partial(add_up, trainer.strategy), pl_module.device)
         tables = architecture.tables()
         if trainer.state.fn == "fit":
             values = record(tables)

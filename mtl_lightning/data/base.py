@@ -21,6 +21,7 @@ from mtl_lightning.data.counts import show_counts
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
+from mtl_lightning.data.opening import MAX_PIXELS, check_max_pixels
 from mtl_lightning.data.pictures import (
     FilesToPredict,
     OnError,
@@ -32,8 +33,10 @@ from mtl_lightning.data.pictures import (
     find_pictures,
 )
 from mtl_lightning.data.prepare import Preparation
+from mtl_lightning.data.sieve import bad_target
 from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.data.transforms import Transform, TransformError, compose
+from mtl_lightning.data.workers import WORKER_TIMEOUT, check_timeout
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.inputs import IMAGE, readers
@@ -68,6 +71,9 @@ class MultiTaskDataModule(pl.LightningDataModule):
         mixing: MixUp or CutMix of training rows with the same labelled tasks, see :mod:`mtl_lightning.mixing`; None mixes none.
         balance: a classification task whose classes come equally often in training: rows of rare ones several times an epoch,
             of frequent ones not in every epoch. Rows without its label keep their share, and epochs their length.
+        max_pixels: what a picture or a file of labels may have by its header; a larger one is an error, and never decoded.
+        worker_timeout: seconds that a batch may take in the workers before the run ends with an error, > 0; 0 waits for ever.
+            Without workers (``num_workers: 0``) there is no such limit.
     """
 
     on_error: str = "raise"
@@ -86,9 +92,13 @@ class MultiTaskDataModule(pl.LightningDataModule):
         drop_last: bool | None = None,
         mixing: Mixing | None = None,
         balance: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+        worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
         at_least("data.init_args.batch_size", batch_size, 1)
+        check_max_pixels(max_pixels)
+        check_timeout(worker_timeout)
         if channels not in (1, 3):
             raise ConfigError(f"data.init_args.channels is {channels}, expected 1 or 3")
         self.batch_size = batch_size
@@ -109,6 +119,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         self.drop_last = drop_last
         self.mixing = mixing
         self.balance = balance
+        self.max_pixels = max_pixels
+        self.worker_timeout = worker_timeout
         self.tasks: dict[str, Task] | None = None
         self.configured: list[str] = []
         self.found: set[str] = set()  # tasks of classes whose names are those of the training rows
@@ -201,7 +213,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def preparation(self) -> Preparation | TextPreparation:
         """How a trained model prepares what it is given."""
-        return Preparation(self.transforms["eval"], self.image_size, self.channels)
+        return Preparation(self.transforms["eval"], self.image_size, self.channels, self.max_pixels)
 
     def preparation_state(self) -> dict[str, str]:
         """What that has learnt from the training split, for checkpoints."""
@@ -230,8 +242,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
         """
         pictures = self.find_pictures(inputs, column)
         if on_error == "raise":
-            check_pictures(pictures)
-        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels)
+            check_pictures(pictures, self.max_pixels)
+        preparation = Preparation(self.transforms["eval"], self.image_size, self.channels, self.max_pixels)
         self.to_predict = lambda: FilesToPredict(pictures, preparation, on_error)
         return pictures.note
 
@@ -286,7 +298,8 @@ class MultiTaskDataModule(pl.LightningDataModule):
                 )
             if task.target.dense and len(rows) > LEARN_ROWS:
                 rows = np.random.default_rng(self.seed or 0).choice(rows, LEARN_ROWS, replace=False)
-            task.learn(train.targets(name, rows.tolist()))
+            spec = task.target
+            task.learn(target for target in train.targets(name, rows.tolist()) if not bad_target(spec, target))
 
     def _survey(self) -> None:
         if self.mixing is not None:
@@ -327,6 +340,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             mixing=self.mixing if train else None,
+            timeout=self.worker_timeout,
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -361,4 +375,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
             rows = self.to_predict()
         else:
             rows = RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0, self.inputs)
-        return PreparedBatches(DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are))
+        timeout = self.worker_timeout if self.num_workers else 0
+        return PreparedBatches(
+            DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are, timeout=timeout)
+        )

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from mtl_lightning.data.files import image_size, resolve
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.errors import ConfigError, DataError
 
 GB = 10**9
@@ -75,7 +76,7 @@ class Plan:
         return int(8 * len(self.ends) + (self.ends[-1] if len(self.ends) else 0))
 
 
-def plan(root: str, images: Sequence[str], channels: int, budget: int) -> Plan:
+def plan(root: str, images: Sequence[str], channels: int, budget: int, max_pixels: int = MAX_PIXELS) -> Plan:
     """Give the rows their places in order, until one does not fit.
 
     Reads pictures' headers; a picture without a proper one has no place.
@@ -85,12 +86,13 @@ def plan(root: str, images: Sequence[str], channels: int, budget: int) -> Plan:
         images: the paths.
         channels: of the decoded pictures.
         budget: bytes.
+        max_pixels: what a picture may have.
     """
     sizes = np.zeros((len(images), 2), dtype=np.int64)
     left = budget - 8 * len(images)
     for row, text in enumerate(images):
         try:
-            height, width = image_size(root, text)
+            height, width = image_size(root, text, max_pixels)
         except DataError:
             continue
         left -= channels * height * width
@@ -158,7 +160,14 @@ def _sum(values: np.ndarray) -> int:
 
 
 def keep(
-    cache: ImageCache, split: str, processes: int, root: str, images: Sequence[str], channels: int, used: int
+    cache: ImageCache,
+    split: str,
+    processes: int,
+    root: str,
+    images: Sequence[str],
+    channels: int,
+    used: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> Kept | None:
     """The kept pictures of a split; says how many fit.
 
@@ -170,6 +179,7 @@ def keep(
         images: the paths of the split's rows.
         channels: of the decoded pictures.
         used: bytes that other splits took.
+        max_pixels: what a picture may have.
 
     Returns:
         None where not one row fits.
@@ -178,7 +188,7 @@ def keep(
         ConfigError: the memory or the disk has no such room, or the folder cannot be written.
     """
     budget = int(cache.gigabytes * GB) // (processes if cache.where == "ram" else 1) - used
-    places = plan(root, images, channels, budget)
+    places = plan(root, images, channels, budget, max_pixels)
     among = f", divided by {processes} processes" if cache.where == "ram" and processes > 1 else ""
     rank_zero_info(
         f"cache: {places.rows} of {len(images)} {split} pictures fit ({cache.where}, {places.nbytes / GB:.2f} of "

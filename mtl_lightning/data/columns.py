@@ -8,6 +8,7 @@ import numpy as np
 from mtl_lightning.data.classes import about, read_classes, some, whole
 from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.labels import BoxLabels, DepthLabels, Labels, MaskLabels, NormalsLabels, NumberLabels
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.table import Table
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.tasks.base import Task
@@ -79,7 +80,14 @@ def resolve_column(task: Task, chosen: str | list[str] | Column | None, table: T
 
 
 def read_labels(
-    task: Task, column: Column, table: Table, root: str, splits: np.ndarray, faults: Faults, found: bool = False
+    task: Task,
+    column: Column,
+    table: Table,
+    root: str,
+    splits: np.ndarray,
+    faults: Faults,
+    found: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Labels:
     """Read a task's cells of all rows; opens no file.
 
@@ -95,6 +103,7 @@ def read_labels(
         splits: [N], 0 train, 1 val, 2 test, -1 none of them.
         faults: takes what is wrong; such rows are read as unlabelled.
         found: whether ``task.names``, if given, were found in these training rows before.
+        max_pixels: what a file of labels may have.
 
     Raises:
         ConfigError: the names in the configuration do not fit the columns.
@@ -112,11 +121,11 @@ def read_labels(
             _set_names(task, column.used)
             return NumberLabels(_vectors(task, column, table, faults, Table.numbers))
         case "mask":
-            return MaskLabels(root, table.texts(column.used[0]), _mask_classes(task, column))
+            return MaskLabels(root, table.texts(column.used[0]), _mask_classes(task, column), max_pixels)
         case "depth":
-            return DepthLabels(root, table.texts(column.used[0]), column.scale)
+            return DepthLabels(root, table.texts(column.used[0]), column.scale, max_pixels)
         case "normals":
-            return NormalsLabels(root, table.texts(column.used[0]))
+            return NormalsLabels(root, table.texts(column.used[0]), max_pixels)
 
 
 def _flags(table: Table, column: str) -> tuple[np.ndarray, np.ndarray]:

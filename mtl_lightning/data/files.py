@@ -5,36 +5,19 @@ Pictures are turned as their EXIF orientation says, label files are not: labels 
 
 import os
 import posixpath
-import struct
-import tokenize
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
+from mtl_lightning.data.opening import MAX_PIXELS, check_pixels, opened, read_numbers
 from mtl_lightning.errors import DataError
 
-BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,  # a header that claims a huge picture
-    tokenize.TokenError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow and numpy raise for files that are broken."""
 ORIENTATION = 0x0112
+DRIVE = re.compile("[A-Za-z]:" if os.name == "nt" else "[A-Za-z]:/")
+"""How an absolute path of Windows begins, there even without a slash; elsewhere a file may be called ``a:b``."""
 SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
@@ -49,6 +32,8 @@ def resolve(root: str, text: str) -> str:
         DataError: it leaves ``root``.
     """
     relative = text.replace("\\", "/")
+    if DRIVE.match(relative):
+        raise DataError(f"{text} begins with a drive; write paths relative to data.init_args.root")
     if ".." in relative or relative.startswith("/"):
         base = os.path.normpath(os.path.abspath(root)).replace("\\", "/")
         relative = posixpath.relpath(posixpath.normpath(posixpath.join(base, relative)), base)
@@ -57,30 +42,20 @@ def resolve(root: str, text: str) -> str:
     return os.path.join(root, relative)
 
 
-@contextmanager
-def _naming(text: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {text}") from error
-    except BROKEN as error:
-        raise DataError(f"{text} cannot be read ({type(error).__name__}: {error}); is it complete, and a picture?") from error
-
-
-def image_size(root: str, text: str) -> tuple[int, int]:
+def image_size(root: str, text: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of a picture as it is seen, from its header."""
-    with _naming(text), Image.open(resolve(root, text)) as image:
+    with opened(resolve(root, text), text, max_pixels) as image:
         width, height = image.size
         return (width, height) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
 
 
-def image_mode(root: str, text: str) -> str:
+def image_mode(root: str, text: str, max_pixels: int = MAX_PIXELS) -> str:
     """How the pixels of a picture are stored, in Pillow's words (``RGB``, ``L``, ``P``…), from its header."""
-    with _naming(text), Image.open(resolve(root, text)) as image:
+    with opened(resolve(root, text), text, max_pixels) as image:
         return str(image.mode)
 
 
-def read_image(root: str, text: str, channels: int) -> tv_tensors.Image:
+def read_image(root: str, text: str, channels: int, max_pixels: int = MAX_PIXELS) -> tv_tensors.Image:
     """Read a picture of any size and mode.
 
     Transparent parts become white, 16 bits are brought to 8 over their full range, colour and grey are converted.
@@ -89,19 +64,21 @@ def read_image(root: str, text: str, channels: int) -> tv_tensors.Image:
         root: the folder that paths are relative to.
         text: the path.
         channels: 1 or 3.
+        max_pixels: what it may have; more is refused before it is decoded.
 
     Returns:
         uint8 [channels, H, W].
 
     Raises:
-        DataError: it is missing or broken, or its pixels are floating-point numbers, whose range nobody knows.
+        DataError: it is missing, broken or too large, or its pixels are floating-point numbers, whose range nobody knows.
     """
-    with _naming(text), Image.open(resolve(root, text)) as image:
-        return as_pixels(image, text, channels)
+    with opened(resolve(root, text), text, max_pixels) as image:
+        return as_pixels(image, text, channels, max_pixels)
 
 
-def as_pixels(image: Image.Image, text: str, channels: int) -> tv_tensors.Image:
+def as_pixels(image: Image.Image, text: str, channels: int, max_pixels: int = MAX_PIXELS) -> tv_tensors.Image:
     """The pixels of an opened picture as :func:`read_image` gives them; raises what Pillow raises for broken files."""
+    check_pixels(image, text, max_pixels)
     image.load()
     pixels = np.array(_convert(image, text, "RGB" if channels == 3 else "L"))
     return tv_tensors.Image(torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous())
@@ -122,15 +99,14 @@ def _convert(image: Image.Image, text: str, mode: str) -> Image.Image:
     return seen if seen.mode == mode else seen.convert(mode)
 
 
-def read_array(root: str, text: str) -> np.ndarray:
+def read_array(root: str, text: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The numbers in an NPY file, or the pixels of a picture as they are stored (a palette's indices)."""
     path = resolve(root, text)
-    with _naming(text):
-        if path.lower().endswith(".npy"):
-            return np.asarray(np.load(path, allow_pickle=False))
-        with Image.open(path) as image:
-            image.load()
-            return np.array(image)
+    if path.lower().endswith(".npy"):
+        return read_numbers(path, text, max_pixels)
+    with opened(path, text, max_pixels) as image:
+        image.load()
+        return np.array(image)
 
 
 def _plane(array: np.ndarray, text: str, what: str) -> np.ndarray:
@@ -142,13 +118,13 @@ def _plane(array: np.ndarray, text: str, what: str) -> np.ndarray:
     return array
 
 
-def read_mask(root: str, text: str) -> np.ndarray:
+def read_mask(root: str, text: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Whole numbers [H, W] from PNG, TIFF or NPY; a palette picture gives its indices.
 
     Raises:
-        DataError: it is missing or broken, has colour channels, or holds floating-point numbers.
+        DataError: it is missing, broken or too large, has colour channels, or holds floating-point numbers.
     """
-    array = _plane(read_array(root, text), text, "class values")
+    array = _plane(read_array(root, text, max_pixels), text, "class values")
     if array.dtype == bool:
         return array.astype(np.uint8)
     if not np.issubdtype(array.dtype, np.integer):
@@ -156,18 +132,19 @@ def read_mask(root: str, text: str) -> np.ndarray:
     return array
 
 
-def read_depth(root: str, text: str, scale: float) -> np.ndarray:
+def read_depth(root: str, text: str, scale: float, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """float32 [1, H, W] in metres from PNG, TIFF or NPY; 0 where the file has no positive, finite number.
 
     Args:
         root: the folder that paths are relative to.
         text: the path.
         scale: metres per unit of the file.
+        max_pixels: what it may have.
 
     Raises:
-        DataError: it is missing or broken, has colour channels or is no array of numbers.
+        DataError: it is missing, broken or too large, has colour channels or is no array of numbers.
     """
-    array = _plane(read_array(root, text), text, "depths")
+    array = _plane(read_array(root, text, max_pixels), text, "depths")
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise DataError(f"{text} holds {array.dtype} values, expected numbers")
     depth = array.astype(np.float32) * np.float32(scale)
@@ -175,16 +152,16 @@ def read_depth(root: str, text: str, scale: float) -> np.ndarray:
     return depth[None]
 
 
-def read_normals(root: str, text: str) -> np.ndarray:
+def read_normals(root: str, text: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Unit vectors float32 [3, H, W], x to the right, y up, z to the viewer; zero where there is none.
 
     A picture holds (n * 0.5 + 0.5) * 255 in red, green and blue, and has no normal where it is black or encodes (nearly) the
     zero vector. An NPY file holds floating-point numbers in -1..1, [H, W, 3] or [3, H, W], none where zero or NaN.
 
     Raises:
-        DataError: it is missing or broken, or not encoded like this.
+        DataError: it is missing, broken or too large, or not encoded like this.
     """
-    array = read_array(root, text)
+    array = read_array(root, text, max_pixels)
     encoded = not text.lower().endswith(".npy")
     if array.ndim == 3 and array.shape[-1] == 3:
         array = array.transpose(2, 0, 1)

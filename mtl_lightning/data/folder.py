@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.data.cache import ImageCache
+from mtl_lightning.data.links import Links
 from mtl_lightning.data.listed import ListedDataModule
 from mtl_lightning.data.splits import Split
 from mtl_lightning.data.table import Places, Table
@@ -57,6 +58,7 @@ class FolderDataModule(ListedDataModule):
             finds, and makes one that fails later a black picture without labels.
         verify: how many pictures are decoded in the check, drawn at random if there are more; 0 for none.
         cache: keeps decoded pictures; None decodes them each time.
+        follow_links: whether symbolic links may lead out of the roots, which may themselves be links.
         **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
 
     Raises:
@@ -70,6 +72,7 @@ class FolderDataModule(ListedDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         verify: int = 2000,
         cache: ImageCache | None = None,
+        follow_links: bool = False,
         **kwargs: Any,
     ) -> None:
         named = root if isinstance(root, dict) else {"": root}
@@ -77,14 +80,14 @@ class FolderDataModule(ListedDataModule):
             raise ConfigError("data.init_args.root is empty, expected a folder, or a folder for each task")
         folders = {task: os.path.abspath(os.path.expanduser(folder)) for task, folder in named.items()}
         common = os.path.commonpath(list(folders.values()))
-        super().__init__(common, "class folders", split, on_error, verify, cache, **kwargs)
+        super().__init__(common, "class folders", split, on_error, verify, cache, follow_links=follow_links, **kwargs)
         self.folders = folders
 
     def _list(self, tasks: Mapping[str, Task]) -> Table:
         import pandas as pd
 
         folders = self._owners(tasks)
-        roots = {task: read_root(task, folder, self.given) for task, folder in folders.items()}
+        roots = {task: read_root(task, folder, self.given, self._links()) for task, folder in folders.items()}
         divided = {root.split for root in roots.values()}
         if len(divided) > 1:
             some = ", ".join(root.folder for root in roots.values() if root.split)
@@ -104,6 +107,10 @@ class FolderDataModule(ListedDataModule):
             dtype=str,
         )
         return Table(frame, FolderPlaces(self.root, [os.path.dirname(text) or "." for text in frame[IMAGE]]), exact=True)
+
+    def _links(self) -> Links:
+        # Not their common folder, which may be the machine's.
+        return Links(list(self.folders.values()), self.follow_links)
 
     def _owners(self, tasks: Mapping[str, Task]) -> dict[str, str]:
         """Task → folder; roots of tasks that the run leaves out are listed too, so that its splits stay the same."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from mtl_lightning.data.files import read_depth, read_mask, read_normals
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.table import Texts
 from mtl_lightning.data.tv import ClassMap, Depth, Normals
 from mtl_lightning.errors import DataError
@@ -121,10 +122,12 @@ class FileLabels(Labels):
     Args:
         root: the folder that paths are relative to.
         texts: [N] the paths, empty where there is no label.
+        max_pixels: what a file may have.
     """
 
-    def __init__(self, root: str, texts: Texts) -> None:
+    def __init__(self, root: str, texts: Texts, max_pixels: int = MAX_PIXELS) -> None:
         self.root = root
+        self.max_pixels = max_pixels
         self.texts: Texts = texts
         self.labelled = texts.filled
 
@@ -151,10 +154,11 @@ class MaskLabels(FileLabels):
         root: the folder that paths are relative to.
         texts: [N] the paths.
         classes: class index of each value in the files, -1 for values that mean no label.
+        max_pixels: what a file may have.
     """
 
-    def __init__(self, root: str, texts: Texts, classes: dict[int, int]) -> None:
-        super().__init__(root, texts)
+    def __init__(self, root: str, texts: Texts, classes: dict[int, int], max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(root, texts, max_pixels)
         self.classes = classes
         self.low, high = min(classes), max(classes)
         if high - self.low > 1 << 24:
@@ -167,7 +171,7 @@ class MaskLabels(FileLabels):
 
     def read(self, text: str) -> Tensor:
         """A :class:`ClassMap` [H, W]."""
-        values = read_mask(self.root, text)
+        values = read_mask(self.root, text, self.max_pixels)
         low, high = int(values.min()), int(values.max())
         last = len(self.lookup) - 1
         if low < self.low or high > self.low + last - 2:
@@ -196,15 +200,16 @@ class DepthLabels(FileLabels):
         root: the folder that paths are relative to.
         texts: [N] the paths.
         scale: metres per unit of the files.
+        max_pixels: what a file may have.
     """
 
-    def __init__(self, root: str, texts: Texts, scale: float) -> None:
-        super().__init__(root, texts)
+    def __init__(self, root: str, texts: Texts, scale: float, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(root, texts, max_pixels)
         self.scale = scale
 
     def read(self, text: str) -> Tensor:
         """A :class:`Depth` [1, H, W]."""
-        return Depth(torch.from_numpy(read_depth(self.root, text, self.scale)))
+        return Depth(torch.from_numpy(read_depth(self.root, text, self.scale, self.max_pixels)))
 
     def finished(self, stored: Tensor) -> Tensor:
         """float32 [1, H, W], 0 where there is no label."""
@@ -216,7 +221,7 @@ class NormalsLabels(FileLabels):
 
     def read(self, text: str) -> Tensor:
         """A :class:`Normals` [3, H, W]."""
-        return Normals(torch.from_numpy(np.ascontiguousarray(read_normals(self.root, text))))
+        return Normals(torch.from_numpy(np.ascontiguousarray(read_normals(self.root, text, self.max_pixels))))
 
     def finished(self, stored: Tensor) -> Tensor:
         """float32 [3, H, W], zero vectors where there is no label."""

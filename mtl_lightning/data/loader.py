@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,10 @@ from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.balance import balanced_order
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.seeding import sample_randomness
+from mtl_lightning.data.shield import shield
+from mtl_lightning.data.sieve import sieve
 from mtl_lightning.data.transforms import each_picture
+from mtl_lightning.data.workers import Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -120,25 +124,36 @@ class AugmentedDataset(Dataset[Sample]):
 
         return augmented(sample) if len(self.inputs) == 1 else each_picture(sample, self.inputs, augmented)
 
-    def __getitems__(self, picks: Sequence[Pick]) -> tuple[Pick, list[Sample]] | MTLError:
-        """A batch and its first pick; an error of ours travels as a value, because a worker would wrap it in its traceback."""
+    def __getitems__(self, picks: Sequence[Pick]) -> tuple[Sequence[Pick], list[Sample]] | MTLError:
+        """A batch and its picks; an error of ours travels as a value, because a worker would wrap it in its traceback."""
         try:
-            return picks[0], [self[pick] for pick in picks]
+            return picks, [self[pick] for pick in picks]
         except MTLError as error:
             return error
 
 
 class _CollateOrError:
-    def __init__(self, collate: Collate, batch_size: int, order: EpochSampler, mixing: Mixing | None) -> None:
-        self.collate, self.batch_size, self.mixing = collate, batch_size, mixing
+    def __init__(
+        self,
+        targets: Mapping[str, TargetSpec],
+        inputs: Mapping[str, Sequence[str]],
+        batch_size: int,
+        order: EpochSampler,
+        mixing: Mixing | None,
+    ) -> None:
+        self.collate, self.inputs = Collate(targets, list(inputs)), inputs
+        self.batch_size, self.mixing = batch_size, mixing
         self.seed, self.rank = order.seed, order.rank
 
-    def __call__(self, fetched: tuple[Pick, list[Sample]] | MTLError) -> Batch | MTLError:
+    def __call__(self, fetched: tuple[Sequence[Pick], list[Sample]] | MTLError) -> Batch | MTLError:
         if isinstance(fetched, MTLError):
             return fetched
-        first, samples = fetched
+        picks, samples = fetched
+        first = picks[0]
         try:
+            samples, bad = sieve(samples, self.collate.targets, self.inputs, [pick.filler for pick in picks])
             batch = self.collate(samples)
+            batch.bad = bad
             if self.mixing is None:
                 return batch
             return self.mixing(batch, self.collate.targets, (self.seed, first.epoch, first.turn // self.batch_size), self.rank)
@@ -160,6 +175,7 @@ class ResumableLoader(DataLoader[Any]):
         num_workers: processes that prepare batches.
         pin_memory: page-locked batches.
         mixing: of the rows of a batch.
+        timeout: seconds that a batch may take in the workers; 0 waits for ever.
     """
 
     def __init__(
@@ -172,6 +188,7 @@ class ResumableLoader(DataLoader[Any]):
         num_workers: int,
         pin_memory: bool,
         mixing: Mixing | None = None,
+        timeout: float = 0,
     ) -> None:
         super().__init__(
             dataset,
@@ -181,18 +198,21 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            collate_fn=_CollateOrError(Collate(targets, list(dataset.inputs)), batch_size, sampler, mixing),  # type: ignore[arg-type]
+            timeout=timeout if num_workers else 0,
+            worker_init_fn=shield,
+            collate_fn=_CollateOrError(targets, dataset.inputs, batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
         self.order = sampler
         self.position = 0
         self.waited, self.rows = 0.0, 0
+        self.watch = Workers(self.timeout)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.position = self.order.start // (self.batch_size or 1)
-        batches, start = super().__iter__(), time.perf_counter()
-        for batch in batches:
+        start = time.perf_counter()
+        for batch in self.watch.watched(super().__iter__, self._next_rows):
             if isinstance(batch, MTLError):
                 raise batch
             self.waited += time.perf_counter() - start
@@ -200,6 +220,11 @@ class ResumableLoader(DataLoader[Any]):
             self.rows += len(batch)
             yield batch
             start = time.perf_counter()
+
+    def _next_rows(self) -> list[str]:
+        """The names of the rows of the next batch."""
+        self.order.start = self.position * (self.batch_size or 1)
+        return [str(self.dataset.dataset.ids[pick.row]) for pick in islice(self.order, self.batch_size)]  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many rows of it were handed out, over all processes."""

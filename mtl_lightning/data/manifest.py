@@ -20,7 +20,9 @@ from mtl_lightning.data.dataset import Examined, LabelledDataset
 from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.files import image_mode, image_size, read_image
 from mtl_lightning.data.labels import Labels, Size
+from mtl_lightning.data.links import Links
 from mtl_lightning.data.loader import ResumableLoader
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.pictures import Pictures, find_rows
 from mtl_lightning.data.rows import RowPictures
 from mtl_lightning.data.splits import SPLITS, Split, assign
@@ -50,6 +52,7 @@ class ManifestDataset(LabelledDataset):
             is not known; where None, it raises :class:`DataError`.
         noted: what is known to be wrong with rows of the manifest, for :meth:`examine`.
         stopping: which rows of the manifest stop a run even where bad rows are skipped, for :meth:`examine`.
+        max_pixels: what a picture may have.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class ManifestDataset(LabelledDataset):
         black: Size | None = None,
         noted: Mapping[int, list[str]] | None = None,
         stopping: np.ndarray | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.name = name
         self.rows = rows
@@ -76,8 +80,15 @@ class ManifestDataset(LabelledDataset):
         self.black = black
         self.noted = noted or {}
         self.stopping = stopping
+        self.max_pixels = max_pixels
         self.kept: Kept | None = None
-        self._told: set[int] = set()
+        # Shared with the workers, so that each row is told once and all are counted.
+        self._told = torch.zeros(len(rows) if black else 0, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def failed(self) -> int:
+        """How many rows came as black pictures so far, in any of the workers."""
+        return int(self._told.sum())
 
     def labelled(self, task: str) -> np.ndarray:
         """Bool [N]: which rows have a label of ``task``."""
@@ -93,7 +104,7 @@ class ManifestDataset(LabelledDataset):
         labels, read = self.labels[task], self.pictures.of(task)
         for index in rows:
             try:
-                size = image_size(self.root, read[index]) if labels.needs_size else None
+                size = image_size(self.root, read[index], self.max_pixels) if labels.needs_size else None
                 target = labels.finished(labels.stored(int(self.rows[index]), size))
             except DataError as error:
                 if self.black is None:
@@ -110,8 +121,8 @@ class ManifestDataset(LabelledDataset):
         except DataError as error:
             if self.black is None:
                 raise
-            if index not in self._told:
-                self._told.add(index)
+            if not self._told[index]:
+                self._told[index] = True
                 log.warning("%s; a black picture without labels takes its place", error)
             return self._blank(index, self.black)
         return sample
@@ -130,7 +141,7 @@ class ManifestDataset(LabelledDataset):
         for name in self.pictures.given(index):
             try:
                 sizes[name] = tuple(self._image(index, name).shape[-2:])
-                found.mode = found.mode or image_mode(self.root, self.pictures.texts[name][index])
+                found.mode = found.mode or image_mode(self.root, self.pictures.texts[name][index], self.max_pixels)
             except DataError as error:
                 found.problems.append(str(error).removeprefix(f"{self.where(index)}: "))
         found.size = next(iter(sizes.values()), None)
@@ -151,7 +162,7 @@ class ManifestDataset(LabelledDataset):
 
     def _image(self, index: int, name: str) -> tv_tensors.Image:
         def decode() -> Tensor:
-            image: Tensor = read_image(self.root, self.pictures.texts[name][index], self.channels)
+            image: Tensor = read_image(self.root, self.pictures.texts[name][index], self.channels, self.max_pixels)
             return image
 
         try:
@@ -167,7 +178,7 @@ class ManifestDataset(LabelledDataset):
 
     def _blank(self, index: int, size: Size) -> dict[str, Any]:
         with suppress(DataError):  # the size that was given must do where the picture's header is broken, too
-            size = image_size(self.root, self.ids[index])
+            size = image_size(self.root, self.ids[index], self.max_pixels)
         picture = tv_tensors.Image(torch.zeros(self.channels, *size, dtype=torch.uint8))
         return {"id": self.ids[index], self.pictures.given(index)[0]: picture, "size": size}
 
@@ -195,6 +206,8 @@ class ManifestDataModule(MultiTaskDataModule):
         duplicates: ``allow`` lets several rows of one split have the same picture.
         cache: keeps decoded pictures of the training and the validation split, see
             :class:`~mtl_lightning.data.cache.ImageCache`; None decodes them each time. Both give the same pictures.
+        follow_links: whether symbolic links may lead out of ``root``, where otherwise such a row is bad; within it they always
+            may, and ``root`` may itself be a link.
         **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
 
     Raises:
@@ -213,6 +226,7 @@ class ManifestDataModule(MultiTaskDataModule):
         duplicates: Literal["error", "allow"] = "error",
         cache: ImageCache | None = None,
         inputs: dict[str, str] | None = None,
+        follow_links: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -232,6 +246,7 @@ class ManifestDataModule(MultiTaskDataModule):
         self.verify = verify
         self.duplicates = duplicates
         self.cache = cache
+        self.follow_links = follow_links
         if cache is not None:
             cache.check()
 
@@ -247,15 +262,17 @@ class ManifestDataModule(MultiTaskDataModule):
             raise DataError(f"pictures that are there more than once, {repeats.report()}")
         faults = Faults(places, len(table))
         labels = self._labels(tasks, table, codes, pictures, faults)
+        links = self._links()
         for name, column in self.sources.items():
-            check_presence(self.root, f"column '{column}'", pictures.texts[name], faults)
+            check_presence(links, self.root, f"column '{column}'", pictures.texts[name], faults)
         for name, task_labels in labels.items():
             if task_labels.texts is not None:
-                check_presence(self.root, f"task '{name}'", task_labels.texts, faults)
+                check_presence(links, self.root, f"task '{name}'", task_labels.texts, faults)
         check_values(tasks, labels, pictures.names, faults)
 
         def part(name: str, rows: np.ndarray) -> ManifestDataset:
-            return ManifestDataset(name, rows, pictures, labels, places, self.root, self.channels, self._black())
+            rest = (labels, places, self.root, self.channels, self._black())
+            return ManifestDataset(name, rows, pictures, *rest, max_pixels=self.max_pixels)
 
         wanted = np.isin(codes, [SPLITS.index(split) for split in splits])
         drawn = part("checked", self._drawn(np.flatnonzero(wanted & ~faults.bad)))
@@ -278,7 +295,17 @@ class ManifestDataModule(MultiTaskDataModule):
         stopping = faults.bad.copy()
         labels = self._labels(tasks, table, codes, pictures, faults)
         parts = {name: np.flatnonzero(codes == code) for name, code in zip(names, (0, 1, 2, -1), strict=True)}
-        rest = (pictures, labels, table.places, self.root, self.channels, self._black(), faults.by_row(), stopping)
+        rest = (
+            pictures,
+            labels,
+            table.places,
+            self.root,
+            self.channels,
+            self._black(),
+            faults.by_row(),
+            stopping,
+            self.max_pixels,
+        )
         return {name: ManifestDataset(name, rows, *rest) for name, rows in parts.items() if len(rows)}
 
     def find_pictures(self, inputs: Path, column: str | None) -> Pictures:
@@ -291,6 +318,16 @@ class ManifestDataModule(MultiTaskDataModule):
             )
         return find_rows(inputs, self.sources)
 
+    def teardown(self, stage: str) -> None:
+        """Say how many rows failed in training, where that does not end a run."""
+        failed = {name: part.failed for name, part in self.splits.items() if isinstance(part, ManifestDataset) and part.failed}
+        if failed:
+            rows = " and ".join(f"{count} {name} row{'s' * (count > 1)}" for name, count in failed.items())
+            rank_zero_info(f"{rows} could not be read and came as black pictures without labels (on_error: skip); named above")
+
+    def _links(self) -> Links:
+        return Links([self.root], self.follow_links)
+
     def _labels(
         self, tasks: Mapping[str, Task], table: Table, codes: np.ndarray, pictures: RowPictures, faults: Faults
     ) -> dict[str, Labels]:
@@ -301,7 +338,7 @@ class ManifestDataModule(MultiTaskDataModule):
             column = resolve_column(task, self.columns.get(name), table)
             if task.names is None and task.kind == "class":
                 self.found.add(name)
-            labels[name] = read_labels(task, column, table, self.root, codes, faults, name in self.found)
+            labels[name] = read_labels(task, column, table, self.root, codes, faults, name in self.found, self.max_pixels)
             lacking = labels[name].labelled & pictures.names.filled & ~pictures.of(name).filled
             faults.add_all(np.flatnonzero(lacking), self._lacking(name, pictures.read(name)))
         return labels
@@ -325,7 +362,9 @@ class ManifestDataModule(MultiTaskDataModule):
         if self.cache is not None and training and isinstance(dataset, ManifestDataset) and dataset.kept is None:
             processes = self.trainer.num_devices if self.trainer is not None else 1
             used = [part.kept.plan.nbytes for part in self.splits.values() if isinstance(part, ManifestDataset) and part.kept]
-            dataset.kept = keep(self.cache, split, processes, self.root, dataset.pictures.files, self.channels, sum(used))
+            dataset.kept = keep(
+                self.cache, split, processes, self.root, dataset.pictures.files, self.channels, sum(used), self.max_pixels
+            )
         return super()._loader(split, train, further)
 
     def _read(self) -> Table:

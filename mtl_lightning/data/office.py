@@ -57,6 +57,7 @@ class OfficeDataModule(ListedDataModule):
             finds, and makes one that fails later a black picture without labels.
         verify: how many pictures are decoded in the check, drawn at random if there are more; 0 for none.
         cache: keeps decoded pictures; None decodes them each time.
+        follow_links: whether symbolic links may lead out of ``root``, which may itself be a link.
         **kwargs: of :class:`~mtl_lightning.data.base.MultiTaskDataModule`.
 
     Raises:
@@ -73,13 +74,14 @@ class OfficeDataModule(ListedDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         verify: int = 2000,
         cache: ImageCache | None = None,
+        follow_links: bool = False,
         **kwargs: Any,
     ) -> None:
         if lists is not None and not ("{domain}" in lists and "{split}" in lists):
             raise ConfigError(
                 f"data.init_args.lists is {lists}, expected a path with {{domain}} and {{split}} in it, e.g. {LISTS}"
             )
-        super().__init__(root, "domains", split, on_error, verify, cache, **kwargs)
+        super().__init__(root, "domains", split, on_error, verify, cache, follow_links=follow_links, **kwargs)
         self.domains = dict(domains or {})
         self.lists = lists
         self.balance_domains = balance_domains
@@ -161,7 +163,7 @@ class OfficeDataModule(ListedDataModule):
                 f"{', '.join(sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())) or 'none'}). {SOURCE}"
             )
         ignored = Ignored()
-        found = list(class_pictures(base, ignored))
+        found = list(class_pictures(base, ignored, self._links()))
         if not found:
             raise DataError(f"task '{task}': {base} holds no picture in a class folder{ignored}. {SOURCE}")
         rank_zero_info(

@@ -9,10 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.files import image_mode
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
+from mtl_lightning.data.workers import Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -129,13 +131,13 @@ def _in_folder(folder: Path) -> Pictures:
     return Pictures(sorted(names), [os.path.join(folder, name) for name in sorted(names)], note)
 
 
-def check_pictures(pictures: Pictures) -> None:
-    """Raise :class:`DataError` naming every file that is missing or has no picture's header."""
+def check_pictures(pictures: Pictures, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise :class:`DataError` naming every file that is missing, has no picture's header, or has more pixels than it may."""
     bad = []
     for name, paths in zip(pictures.names, pictures.rows or [{"": path} for path in pictures.paths], strict=True):
         for path in paths.values():
             try:
-                image_mode(*os.path.split(path))
+                image_mode(*os.path.split(path), max_pixels)
             except DataError as error:
                 bad.append(f"  {name}: {error}")
     if bad:
@@ -157,6 +159,7 @@ class FilesToPredict(Dataset[Prepared | Unreadable | MTLError]):
 
     def __init__(self, pictures: Pictures, preparation: Preparation, on_error: OnError) -> None:
         self.pictures, self.preparation, self.on_error = pictures, preparation, on_error
+        self.names: Sequence[str] = pictures.names
 
     def __len__(self) -> int:
         return len(self.pictures.names)
@@ -193,6 +196,7 @@ class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
         inputs: Sequence[str] = (IMAGE,),
     ) -> None:
         self.dataset, self.preparation, self.seed, self.inputs = dataset, preparation, seed, list(inputs)
+        self.names = dataset.ids
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -225,14 +229,21 @@ class PreparedBatches:
     """Batches of what is to be predicted, and nothing else: the trainer would take a ``DataLoader`` apart.
 
     Args:
-        loader: whose workers' errors are raised here.
+        loader: whose workers' errors are raised here; its data set has ``names`` of the rows.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
-        for items in self.loader:
+        taken = 0
+
+        def rows() -> list[str]:
+            names: Sequence[str] = self.loader.dataset.names  # type: ignore[attr-defined]
+            return [names[row] for row in range(taken, min(taken + (self.loader.batch_size or 1), len(names)))]
+
+        for items in Workers(self.loader.timeout).watched(self.loader.__iter__, rows):
+            taken += len(items)
             for item in items:
                 if isinstance(item, MTLError):
                     raise item

@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from mtl_lightning.data.files import as_pixels, read_image
+from mtl_lightning.data.opening import MAX_PIXELS, naming
 from mtl_lightning.data.transforms import Transform, compose
 from mtl_lightning.errors import DataError
 from mtl_lightning.forms import PictureForm
@@ -76,14 +77,20 @@ class Preparation:
         transforms: of ``torchvision.transforms.v2``.
         image_size: as in :func:`~mtl_lightning.data.transforms.compose`.
         channels: 1 or 3.
+        max_pixels: what a picture may have; those that are decoded already may have any number.
     """
 
     def __init__(
-        self, transforms: Sequence[Transform] = (), image_size: int | Sequence[int] | None = None, channels: int = 3
+        self,
+        transforms: Sequence[Transform] = (),
+        image_size: int | Sequence[int] | None = None,
+        channels: int = 3,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.transforms = list(transforms)
         self.image_size = image_size
         self.channels = channels
+        self.max_pixels = max_pixels
         self._transform = compose(self.transforms, image_size)
 
     def take(self, item: Any, number: int, known: Sequence[str] = (IMAGE,)) -> Prepared:
@@ -108,7 +115,7 @@ class Preparation:
     def _take(self, item: Any, name: str) -> Prepared:
         if isinstance(item, str | os.PathLike):
             return self.read(item)
-        return self.prepare(as_image(item, self.channels, name), name)
+        return self.prepare(as_image(item, self.channels, name, self.max_pixels), name)
 
     def form(self, size: ExportSize | None) -> PictureForm:
         """What an exported model reads; None takes the size of the run."""
@@ -127,7 +134,7 @@ class Preparation:
         """
         path, name = Path(path), str(path) if name is None else name
         try:
-            image = read_image(str(path.parent), path.name, self.channels)
+            image = read_image(str(path.parent), path.name, self.channels, self.max_pixels)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         return self.prepare(image, name)
@@ -176,7 +183,7 @@ def _line(given: Tensor, moved: Tensor) -> tuple[float, float] | None:
     return float(scale), float(shift)
 
 
-def as_image(picture: Any, channels: int, name: str) -> tv_tensors.Image:
+def as_image(picture: Any, channels: int, name: str, max_pixels: int = MAX_PIXELS) -> tv_tensors.Image:
     """A picture in memory as the network's number of channels.
 
     Args:
@@ -184,15 +191,14 @@ def as_image(picture: Any, channels: int, name: str) -> tv_tensors.Image:
             white), of integers of 8 bits, or floating-point numbers in 0..1.
         channels: 1 or 3.
         name: for messages.
+        max_pixels: what a PIL image may have.
 
     Raises:
         DataError: it is none of these.
     """
     if isinstance(picture, Image.Image):
-        try:
-            return as_pixels(picture, name, channels)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+        with naming(name):  # it may be opened and not decoded yet
+            return as_pixels(picture, name, channels, max_pixels)
     if isinstance(picture, np.ndarray):
         tensor = torch.from_numpy(np.ascontiguousarray(picture))
         tensor = tensor.movedim(-1, 0) if tensor.ndim == 3 else tensor

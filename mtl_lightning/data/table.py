@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from mtl_lightning.data.cells import check_cells, count_breaks
 from mtl_lightning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # pandas is imported where it is used: it costs a third of a second, and many runs need no manifest
@@ -167,6 +168,7 @@ def read_table(path: Path, name: str) -> Table:
 def _read_csv(path: Path, name: str) -> Table:
     import pandas as pd
 
+    breaks = count_breaks(path, name)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -174,6 +176,8 @@ def _read_csv(path: Path, name: str) -> Table:
             first = reader.line_num + 1
         _check_header(header, name)
         frame = pd.read_csv(path, encoding="utf-8-sig", dtype=str, keep_default_na=False, na_values=[], skip_blank_lines=False)
+        if isinstance(frame.index, pd.RangeIndex):
+            check_cells(path, name, len(header), len(frame))
     except UnicodeDecodeError as error:
         raise DataError(f"{name} is not UTF-8 ({error}); save it as CSV UTF-8") from error
     except (pd.errors.ParserError, csv.Error) as error:
@@ -182,8 +186,6 @@ def _read_csv(path: Path, name: str) -> Table:
         raise DataError(f"{name}, row {first}: the row has more cells than the header has columns ({len(header)})")
     frame.columns = pd.Index(header)
     lines = np.arange(first, first + len(frame))
-    with path.open("rb") as binary:
-        breaks = sum(chunk.count(b"\n") for chunk in iter(lambda: binary.read(1 << 20), b""))
     if breaks > first - 1 + len(frame):  # quoted cells with line breaks in them
         inside = sum((frame[column].str.count("\n").to_numpy() for column in header), np.zeros(len(frame), dtype=np.int64))
         lines[1:] += np.cumsum(inside)[:-1]
@@ -202,7 +204,7 @@ def _read_parquet(path: Path, name: str) -> Table:
         raise ConfigError(f'reading {name} needs pyarrow: pip install "mtl-lightning[parquet]", or save it as CSV') from error
     try:
         frame = pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-    except (OSError, ValueError) as error:  # what pyarrow raises for a broken file is one of the two
+    except Exception as error:  # pyarrow raises many kinds for broken files: OSError, ValueError, KeyError, RuntimeError…
         raise DataError(f"{name} cannot be read as Parquet: {error}") from error
     _check_header([str(column) for column in frame.columns], name)
     text = pd.DataFrame({str(column): _as_text(frame[column]) for column in frame.columns}, dtype=str)

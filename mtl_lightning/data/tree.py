@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtl_lightning.data.links import Links
 from mtl_lightning.data.splits import Split
 from mtl_lightning.errors import ConfigError, DataError
 
@@ -72,24 +73,26 @@ class Root:
     ignored: Ignored = field(default_factory=Ignored)
 
 
-def read_root(task: str, folder: str, split: Split) -> Root:
+def read_root(task: str, folder: str, split: Split, links: Links) -> Root:
     """List one root: ``train/cat/x.jpg`` where there is a folder for the training split, else ``cat/x.jpg``.
 
-    Pictures may lie deeper within a class folder. Links are followed.
+    Pictures may lie deeper within a class folder.
 
     Args:
         task: whose classes these are.
         folder: its path.
         split: the names of the split folders.
+        links: which links are followed.
 
     Raises:
-        DataError: there is no such folder, it holds no picture, or one class only.
+        DataError: there is no such folder, it holds no picture, or one class only; a link leads where it may not, or a name is
+            no text.
         ConfigError: it has a training folder, and beside it folders of other names.
     """
     if not os.path.isdir(folder):
         raise DataError(f"data.init_args.root: there is no folder {folder} (task '{task}')")
     names = [split.train, split.val, split.test]
-    tops = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    tops = _folders(folder, links)
     root = Root(task, folder, split.train in tops)
     if root.split and (unknown := [name for name in tops if name not in names]):
         raise ConfigError(
@@ -106,8 +109,8 @@ def read_root(task: str, folder: str, split: Split) -> Root:
         base = folder if part is None else os.path.join(folder, part)
         if part is not None:
             _strays(base, root.ignored)
-        for name in sorted(entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith(".")):
-            pictures = list(_pictures(os.path.join(base, name), root.ignored))
+        for name in _folders(base, links):
+            pictures = list(_pictures(os.path.join(base, name), root.ignored, links))
             root.found += [(picture, part, name) for picture in pictures]
             root.empty += [] if pictures else [(part, name)]
     _check(root, split)
@@ -132,7 +135,7 @@ def _strays(folder: str, ignored: Ignored) -> None:
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             ignored.hidden += 1
-        elif not entry.is_dir():
+        elif not os.path.isdir(entry.path):
             ending = Path(entry.name).suffix.lower()
             if ending in PICTURES:
                 ignored.stray += 1
@@ -140,22 +143,44 @@ def _strays(folder: str, ignored: Ignored) -> None:
                 ignored.others[ending] += 1
 
 
-def class_pictures(folder: str, ignored: Ignored) -> Iterator[tuple[str, str]]:
+def class_pictures(folder: str, ignored: Ignored, links: Links) -> Iterator[tuple[str, str]]:
     """Path and class of each picture below the class folders of a folder, in order.
 
     Args:
         folder: whose folders are classes.
         ignored: counts what is no picture of a class.
+        links: which links are followed.
     """
     _strays(folder, ignored)
-    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")):
-        for path in _pictures(os.path.join(folder, name), ignored):
+    for name in _folders(folder, links):
+        for path in _pictures(os.path.join(folder, name), ignored, links):
             yield path, name
 
 
-def _pictures(folder: str, ignored: Ignored) -> Iterator[str]:
+def _folders(folder: str, links: Links) -> list[str]:
+    """The names of the folders in a folder that are not hidden, in order."""
+    # Not DirEntry.is_dir, which raises for a link to itself.
+    names = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and os.path.isdir(entry.path)]
+    for name in names:
+        _check_name(os.path.join(folder, name))
+        links.check(os.path.join(folder, name), os.path.join(folder, name))
+    return sorted(names)
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path!a}: the name is no text in UTF-8; rename it") from error
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror}); permit reading it, or take it away") from error
+
+
+def _pictures(folder: str, ignored: Ignored, links: Links) -> Iterator[str]:
     been: set[str] = set()  # links may lead in a circle
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(place)
         if real in been:
             folders.clear()
@@ -163,12 +188,18 @@ def _pictures(folder: str, ignored: Ignored) -> Iterator[str]:
         been.add(real)
         ignored.hidden += sum(name.startswith(".") for name in (*folders, *files))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            if os.path.islink(os.path.join(place, name)):
+                links.check(os.path.join(place, name), os.path.join(place, name))
         for name in sorted(name for name in files if not name.startswith(".")):
-            ending = Path(name).suffix.lower()
-            if ending in PICTURES:
-                yield os.path.join(place, name)
-            else:
+            path, ending = os.path.join(place, name), Path(name).suffix.lower()
+            if ending not in PICTURES:
                 ignored.others[ending] += 1
+                continue
+            _check_name(path)
+            if not os.path.exists(path):
+                raise DataError(f"{path} is a link to nothing; mend it, or take it away")
+            yield path
 
 
 def join_roots(roots: Mapping[str, Root]) -> list[Picture]:

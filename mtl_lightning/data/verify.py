@@ -11,6 +11,7 @@ from PIL import Image
 from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.files import resolve
 from mtl_lightning.data.labels import Labels
+from mtl_lightning.data.links import Links
 from mtl_lightning.data.table import Texts
 from mtl_lightning.errors import DataError
 from mtl_lightning.tasks.base import Task
@@ -42,21 +43,56 @@ def check_repeats(pictures: Sequence[Texts], splits: np.ndarray, names: tuple[st
         faults.add(row, f"{text} ({split}) is also in {faults.places.where(earlier)} ({other}); {advice}")
 
 
-def check_presence(root: str, what: str, texts: Texts, faults: Faults) -> None:
+def check_presence(links: Links, root: str, what: str, texts: Texts, faults: Faults) -> None:
     """Note paths, where there are any, that leave the root or lead to no file; reads each folder's listing once."""
-    folders: dict[str, set[str]] = {}
+    folders: dict[str, Listing] = {}
     for row in np.flatnonzero(texts.filled).tolist():
         text = texts[row]
         try:
             path = resolve(root, text)
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = Listing(links, folder, text)
+            folders[folder].check(path, name, text)
         except DataError as error:
             faults.add(row, f"{what}: {error}")
-            continue
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in folders[folder] and not os.path.isfile(path):
-            faults.add(row, f"{what}: there is no file {text}")
+
+
+class Listing:
+    """What is in a folder, by one look into it.
+
+    Args:
+        links: which links are followed.
+        folder: its path.
+        text: a path in it as messages call it.
+
+    Raises:
+        DataError: it leads out of the root.
+    """
+
+    def __init__(self, links: Links, folder: str, text: str) -> None:
+        self.links = links
+        self.plain: set[str] = set()
+        if os.path.isdir(folder):
+            links.check(folder, text)
+            with os.scandir(folder) as entries:
+                self.plain = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+
+    def check(self, path: str, name: str, text: str) -> None:
+        """Raise :class:`DataError` for what is no file, or a link that leads out; asks the disk only about what is no plain file.
+
+        Args:
+            path: of a file in the folder.
+            name: the last part of it.
+            text: the whole as messages call it.
+        """
+        if name in self.plain:
+            return
+        if not os.path.isfile(path):
+            raise DataError(
+                f"{text} is no file, but a folder or a device" if os.path.exists(path) else f"there is no file {text}"
+            )
+        self.links.check(path, text)
 
 
 def check_values(tasks: Mapping[str, Task], labels: Mapping[str, Labels], images: Texts, faults: Faults) -> None:

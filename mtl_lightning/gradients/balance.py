@@ -1,18 +1,15 @@
 """From the Gramian of a step's gradients to weights that are the same on all processes, and what is kept of them. Pure torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mtl_lightning.bad_numbers import PATIENCE
 from mtl_lightning.errors import TrainingError
 from mtl_lightning.gradients.conflicts import ConflictMeter
 from mtl_lightning.objective import Reduce
 from mtl_lightning.weighting import GradientWeighting
-
-Report = Callable[[str], None]
-PATIENCE = 30
-"""Steps in which a loss scaler may look for its scale, before a task whose gradient still overflows is left out."""
 
 
 class Balance(nn.Module):
@@ -23,26 +20,25 @@ class Balance(nn.Module):
         reduce: sums a tensor over processes.
         world: their number.
         main: whether this is the process whose solution all take.
-        report: takes a sentence for the user.
     """
 
     calls: Tensor
     weights: Tensor
     known: Tensor
     skipped: Tensor
-    left_out: Tensor
     overflows: Tensor
 
-    def __init__(self, tasks: Sequence[str], reduce: Reduce, world: int, main: bool, report: Report) -> None:
+    def __init__(self, tasks: Sequence[str], reduce: Reduce, world: int, main: bool) -> None:
         super().__init__()
         self.tasks, size = list(tasks), len(tasks)
         self.meter = ConflictMeter(tasks)
-        self._reduce, self._world, self._main, self._report = reduce, world, main, report
+        self._reduce, self._world, self._main = reduce, world, main
+        self._failed: list[int] = []
+        self._given_up = False
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("weights", torch.zeros(size))
         self.register_buffer("known", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
-        self.register_buffer("left_out", torch.zeros(size, dtype=torch.long))
         self.register_buffer("overflows", torch.zeros(size, dtype=torch.long))
 
     def due(self, present: Sequence[int], every: int) -> bool:
@@ -54,7 +50,13 @@ class Balance(nn.Module):
         return self.weights[list(present)].double().cpu()
 
     def solve(
-        self, method: GradientWeighting, gramian: Tensor, values: Tensor, present: Sequence[int], blocks: Tensor | None = None
+        self,
+        method: GradientWeighting,
+        gramian: Tensor,
+        values: Tensor,
+        present: Sequence[int],
+        blocks: Tensor | None = None,
+        summed: bool = False,
     ) -> Tensor:
         """The method's weights, those of the main process on all.
 
@@ -64,14 +66,16 @@ class Balance(nn.Module):
             values: float64 [P], the losses.
             present: positions of the tasks.
             blocks: float64 [P, n, n], Gramians of the blocks of the batch, for a method that asks for them.
+            summed: both are sums over the processes, the same everywhere to the last bit; what each process has computed for
+                itself, of the same gradients, may not be.
 
         Raises:
             TrainingError: weights that are no numbers.
         """
-        gramian = self._same(gramian.cpu())
+        gramian = gramian.cpu() if summed else self._same(gramian.cpu())
         self.meter.add(gramian, present)
         if blocks is not None:
-            method.see_blocks(self._same(blocks))
+            method.see_blocks(blocks if summed else self._same(blocks))
         weights = method(gramian, values, torch.tensor(list(present))).detach().double()
         if not bool(weights.isfinite().all()):
             raise TrainingError(
@@ -106,36 +110,31 @@ class Balance(nn.Module):
         self.overflows[bad] += 1
         # A scaler finds its scale in a few steps; what overflows for ever is not a matter of scale.
         waits = scaled and bool((self.overflows[bad] <= PATIENCE).any())
-        if waits or not bool(gramian[good][:, good].isfinite().all()):
+        whole = bool(gramian[good][:, good].isfinite().all())
+        if waits or (scaled and not whole):
             return []
-        self.leave_out(bad, "gradient")
-        return good
+        self._failed += bad if whole else list(present)
+        return good if whole else []
 
-    def leave_out(self, tasks: Sequence[int], what: str) -> None:
-        """Count and tell that a task takes no part in a step."""
-        for task in tasks:
-            self.left_out[task] += 1
-            count = int(self.left_out[task])
-            if count & (count - 1) == 0:
-                self._report(
-                    f"The {what} of task '{self.tasks[task]}' is not a finite number: the task was left out of this step, the "
-                    f"others were not ({count} step{'s' if count > 1 else ''} so far). Look at its labels, lower the learning "
-                    "rate, or clip gradients with trainer.gradient_clip_val"
-                )
+    def skip(self, tasks: Sequence[int] = ()) -> None:
+        """Count that a step has no direction, and whose gradients are to blame where that is not known yet.
 
-    def skip(self, scaled: bool) -> None:
-        """Count and tell that a step is not taken; a loss scaler that looks for its scale is no news."""
+        Args:
+            tasks: positions.
+        """
         self.skipped += 1
-        count = int(self.skipped)
-        if count & (count - 1) == 0 and not scaled:
-            self._report(f"The gradients of no task are finite numbers: the step was skipped ({count} so far)")
+        self._given_up = True
+        self._failed += tasks
+
+    def take(self) -> tuple[list[int], bool]:
+        """The tasks whose gradients were not finite in this step, and whether it has no direction."""
+        failed, given_up = sorted(set(self._failed)), self._given_up
+        self._failed, self._given_up = [], False
+        return failed, given_up
 
     def record(self) -> dict[str, float]:
         """For the log of a step."""
         record = self.meter.step_record()
         if int(self.skipped):
             record["gradient/skipped"] = float(self.skipped)
-        for task, count in enumerate(self.left_out.tolist()):
-            if count:
-                record[f"gradient/left_out/{self.tasks[task]}"] = float(count)
         return record

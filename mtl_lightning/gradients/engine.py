@@ -1,6 +1,6 @@
 """The gradient engine: per-task gradients, their reduction over processes, the Gramian, the step direction. Pure torch."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from mtl_lightning.gradients.sharing import Sharing
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses, Reduce
 from mtl_lightning.still import still
+from mtl_lightning.unspoilt import all_finite
 from mtl_lightning.weighting import GradientWeighting, Weighting
 
 SMALL = 1e-3
@@ -80,7 +81,7 @@ class GradientEngine(nn.Module):
     ) -> None:
         super().__init__()
         self.options = options
-        self.balance = Balance(list(model.heads), reduce, world, rank == 0, report)
+        self.balance = Balance(list(model.heads), reduce, world, rank == 0)
         self._parts, self._model = [weighting], [model]
         self._reduce, self._world, self._rank, self._report = reduce, world, rank, report
         self._frozen: frozenset[nn.Parameter] = frozenset()
@@ -134,13 +135,8 @@ class GradientEngine(nn.Module):
         return self._cut.features
 
     def hold(self, losses: Losses, penalties: Sequence[Tensor]) -> Tensor:
-        """Take a step's losses, and give the scalar that the trainer scales and sends back to :meth:`backward`.
-
-        Tasks whose loss is not a finite number are left out of the step.
-        """
-        every, finite = losses.present.tolist(), losses.values.isfinite().tolist()
-        present = [task for task in every if finite[task]]
-        self.balance.leave_out([task for task in every if not finite[task]], "loss")
+        """Take a step's losses, and give the scalar that the trainer scales and sends back to :meth:`backward`."""
+        present = losses.present.tolist()
         part, factors, learnt = self._parts[0].from_losses, [1.0] * len(present), None
         if part is not None and present:
             places = torch.tensor(present, device=losses.values.device)
@@ -260,6 +256,8 @@ class GradientEngine(nn.Module):
             used, own = share.used_by(name, last=last), share.own[name]
             found = held.gradient([row], used + own, scale, last or row < len(held.names) - 1)
             flat({parameter: found[parameter] for parameter in used}, over, rows[row])
+            # What is no number in the task's own parameters counts as one in its row: all processes see that.
+            rows[row, 0] += spoilt(found[parameter] for parameter in own)
             heads.append({parameter: found[parameter] for parameter in own})
             del found
         rows = self._mean(rows)
@@ -299,7 +297,7 @@ class GradientEngine(nn.Module):
             cut.take(row, [found.pop(leaf) for leaf in cut.leaves[name]])
             heads.append(found)
         if self.balance.due(held.present, self.options.update_every):
-            gramian = self._total(cut.gramian(tasks)) / self._world**2
+            gramian = self._total(cut.gramian(tasks) + torch.diag_embed(self._spoilt(heads))) / self._world**2
             good = self.balance.finite(gramian, held.present, scaled)
             if not good:
                 return self._give_up(share, held, scaled)
@@ -311,12 +309,15 @@ class GradientEngine(nn.Module):
             if self.blocks > 1:
                 sizes = cut.block_norms(tasks, self.blocks, self._world, self._rank)
                 kernels = torch.diag_embed(self._total(sizes)[good] * (self.blocks / self._world / scale) ** 2).double().cpu()
-            weights = self.balance.solve(method, gramian, held.values, held.present, kernels)
+            weights = self.balance.solve(method, gramian, held.values, held.present, kernels, summed=True)
         else:
             weights = self.balance.last(held.present)
+            bad = [] if scaled else self._total(self._spoilt(heads)).isnan().nonzero()[:, 0].tolist()
+            if bad:
+                return self._give_up(share, held, scaled, [held.present[row] for row in bad])
         trunk = self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared))
-        if not scaled and not all_finite(trunk):
-            return self._give_up(share, held, scaled)
+        if not scaled and not all_finite(taken(trunk)):
+            return self._give_up(share, held, scaled, held.present)
         write(trunk)
         self._write_heads(heads, weights, mode)
         return weights
@@ -348,8 +349,9 @@ class GradientEngine(nn.Module):
                     gradient = found[parameter]
                     found[parameter] = None if gradient is None else gradient / numbers[row]
         found = self._reduced(found)
-        if not scaled and not all_finite({parameter: found.get(parameter) for parameter in share.shared}):
-            return self._give_up(share, held, scaled)
+        if not scaled and not all_finite(taken(found)):
+            own = [row for row, name in enumerate(held.names) if not all_finite(taken({p: found[p] for p in share.own[name]}))]
+            return self._give_up(share, held, scaled, [held.present[row] for row in own] or held.present)
         write(found)
         return weights
 
@@ -373,9 +375,14 @@ class GradientEngine(nn.Module):
             # A penalty may be of the activations: their graph is needed again.
             write(self._reduced(gradient_of(penalties, parameters, [scale] * len(penalties), True)))
 
-    def _give_up(self, share: Sharing, held: Held, scaled: bool) -> Tensor:
+    @staticmethod
+    def _spoilt(heads: Sequence[Gradients]) -> Tensor:
+        """0 for each task whose own parameters have finite gradients on this process, else NaN: float64 [P]."""
+        return torch.stack([torch.as_tensor(spoilt(gradients.values()), dtype=torch.float64) for gradients in heads])
+
+    def _give_up(self, share: Sharing, held: Held, scaled: bool, tasks: Sequence[int] = ()) -> Tensor:
         """No direction; a loss scaler is told by a gradient that is no number."""
-        self.balance.skip(scaled)
+        self.balance.skip(() if scaled else tasks)
         held.only([])
         # The gradients of the next step are looked at, to see whose they are.
         self.balance.known.zero_()
@@ -399,10 +406,15 @@ class GradientEngine(nn.Module):
         return dict(zip(parameters, spread(self._mean(message), parameters), strict=True))
 
 
-def all_finite(gradients: Gradients) -> bool:
-    """Whether all of them are numbers."""
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values() if gradient is not None]
-    return not norms or bool(torch.stack(norms).isfinite().all())
+def taken(gradients: Gradients) -> list[Tensor]:
+    """Those that there are."""
+    return [gradient for gradient in gradients.values() if gradient is not None]
+
+
+def spoilt(gradients: Iterable[Tensor | None]) -> Tensor | float:
+    """0 if all of them are finite, else NaN; without a look at the device where they are."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    return nn.utils.get_total_norm(found) * 0 if found else 0.0
 
 
 def zeros_if_none(gradient: Tensor | None, parameter: Tensor) -> Tensor:

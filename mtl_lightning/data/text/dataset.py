@@ -164,6 +164,7 @@ class TextsToPredict(Dataset[PreparedText | Unreadable | MTLError]):
 
     def __init__(self, given: GivenTexts, preparation: TextPreparation) -> None:
         self.given, self.preparation = given, preparation
+        self.names: Sequence[str] = given.names
 
     def __len__(self) -> int:
         return len(self.given.names)

@@ -13,6 +13,7 @@ from mtl_lightning.data.text.dataset import TextDataset, TextsToPredict, Tokenis
 from mtl_lightning.data.text.prepare import TextPreparation
 from mtl_lightning.data.text.tokens import KEY, Tokenizer, TokenizerOptions
 from mtl_lightning.data.transforms import Transform
+from mtl_lightning.data.workers import WORKER_TIMEOUT
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.encoders.text import TextEncoder
 from mtl_lightning.errors import ConfigError
@@ -36,6 +37,7 @@ class TextDataModule(MultiTaskDataModule):
         drop_last: leave out an incomplete last training batch; None only does so where it would be a single row.
         balance: a classification task whose classes come equally often in training: rows of rare ones several times an epoch,
             of frequent ones not in every epoch. Rows without its label keep their share, and epochs their length.
+        worker_timeout: seconds that a batch may take in the workers before the run ends with an error, > 0; 0 waits for ever.
 
     Raises:
         ConfigError: a number out of its range.
@@ -53,6 +55,7 @@ class TextDataModule(MultiTaskDataModule):
         pin_memory: bool | None = None,
         drop_last: bool | None = None,
         balance: str | None = None,
+        worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -61,6 +64,7 @@ class TextDataModule(MultiTaskDataModule):
             pin_memory=pin_memory,
             drop_last=drop_last,
             balance=balance,
+            worker_timeout=worker_timeout,
         )
         self.inputs = [TEXT]
         self.options = tokenizer if tokenizer is not None else TokenizerOptions()

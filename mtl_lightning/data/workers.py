@@ -1,0 +1,126 @@
+"""What it means that a process which prepares batches died or does not answer: errors of ours in place of torch's."""
+
+import multiprocessing
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from mtl_lightning.errors import ConfigError, DataError
+
+WORKER_TIMEOUT = 300.0
+"""Seconds that a batch may take in the workers: less than the ten minutes after which other processes of a run stop waiting."""
+SHOWN = 32
+"""Rows that a message lists."""
+DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)(.*)", re.DOTALL)
+LATE = re.compile(r"DataLoader timed out after")
+GRACE = 5.0
+"""Seconds in which a worker that broke a connection is seen to be dead, and those of a failed loader end by themselves."""
+SAVED = "What was saved stays as it is: a fit goes on from there with --ckpt_path last"
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise :class:`ConfigError` for what is no time."""
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"data.init_args.worker_timeout is {seconds:g}, expected seconds, or 0 to wait for ever")
+
+
+def worker_error(error: BaseException) -> DataError | None:
+    """The error of ours for one of torch's about a dead worker; None for any other.
+
+    torch raises that wherever the main process is at the time, not only where it waits for a batch.
+    """
+    died = DIED.search(str(error)) if isinstance(error, RuntimeError) else None
+    return _dead(died[1], died[2].strip(" :.").split(".")[0]) if died is not None else None
+
+
+def _dead(pids: str, details: str) -> DataError:
+    what = f"a worker, a process that prepares batches (pid {pids}), died ({details.removeprefix('with ') or 'no exit code'})"
+    if "Bus error" in details:
+        why = "the shared memory is full (containers often have 64 MB); enlarge it, or lower data.init_args.num_workers"
+    elif "Segmentation" in details or "Aborted" in details:
+        why = "a library crashed, perhaps at a damaged file; with data.init_args.num_workers at 0 one sees at which"
+    elif "Killed" in details:
+        why = "most likely the memory was full; lower data.init_args.num_workers, batch_size, max_pixels or the cache"
+    else:
+        why = "with data.init_args.num_workers at 0 one sees the cause"
+    return DataError(f"{what}: {why}. {SAVED}")
+
+
+class Workers:
+    """The processes of one loader, and what became of them.
+
+    Args:
+        timeout: of the loader.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._processes: list[BaseProcess] = []
+
+    def watched(self, start: Callable[[], Iterator[Any]], rows: Callable[[], Sequence[str]]) -> Iterator[Any]:
+        """The loader's batches.
+
+        Args:
+            start: gives them, and starts the processes unless they are there.
+            rows: names the rows of the next batch.
+
+        Raises:
+            DataError: a worker died, or a batch took longer than the loader waits; the others are ended.
+        """
+        before = multiprocessing.active_children()
+        batches = start()
+        self._processes += [process for process in multiprocessing.active_children() if process not in before]
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                ours = self._explained(error, rows)
+                if ours is None:
+                    raise
+                self._end()
+                raise ours from error
+            yield batch
+
+    def _explained(self, error: Exception, rows: Callable[[], Sequence[str]]) -> DataError | None:
+        if isinstance(error, RuntimeError) and LATE.match(str(error)):
+            return self._late(rows())
+        if isinstance(error, RuntimeError) and not DIED.search(str(error)):
+            return None
+        # What a dying worker was sending breaks off, mostly before it is known to be dead.
+        for _ in range(int(GRACE / 0.05)):
+            with suppress(RuntimeError):  # torch's, of the same death
+                if dead := [process for process in self._processes if process.exitcode is not None]:
+                    return _dead(", ".join(str(process.pid) for process in dead), _details(dead[0].exitcode or 0))
+                time.sleep(0.05)
+        return worker_error(error)
+
+    def _late(self, rows: Sequence[str]) -> DataError:
+        some = ", ".join(rows[:SHOWN]) + (", …" if len(rows) > SHOWN else "")
+        which = f" of the rows {some}" if rows else ""
+        return DataError(
+            f"the batch{which} took longer than data.init_args.worker_timeout ({self.timeout:g} s): the storage of a file does "
+            f"not answer, or the workers are too slow. Look at these files, or set it higher (0 waits for ever). {SAVED}"
+        )
+
+    def _end(self) -> None:
+        """End them all, so that none is left waiting for a file when this process ends."""
+        for stop in (BaseProcess.terminate, BaseProcess.kill):
+            until = time.monotonic() + GRACE
+            for process in self._processes:
+                with suppress(RuntimeError):  # torch's, of those that are ended here
+                    if process.is_alive():
+                        stop(process)
+            for process in self._processes:
+                with suppress(RuntimeError):
+                    process.join(max(0.0, until - time.monotonic()))
+        self._processes.clear()
+
+
+def _details(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"killed by signal {-code}: {signal.strsignal(-code)}"

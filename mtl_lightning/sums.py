@@ -1,0 +1,21 @@
+"""Sums over processes."""
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from torch import Tensor
+
+
+def add_up(strategy: Strategy, tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, written into it; one message.
+
+    Lightning's ``strategy.reduce`` waits for all processes before it sends: a second message, and on a GPU the end of all work
+    that is under way.
+
+    Args:
+        strategy: of the trainer.
+        tensor: contiguous.
+    """
+    if isinstance(strategy, DDPStrategy | FSDPStrategy):
+        dist.all_reduce(tensor)
+        return tensor
+    return strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]

@@ -1,0 +1,126 @@
+"""A worker that dies or does not answer ends the run with an error that says why, and no process is left."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.workers import worker_error
+from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.main import main
+from tests.test_loader import SPEC
+from tests.traps import TrapDataModule, TrapDataset
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "conf" / "tiny.yaml"
+
+
+def loader(trap: str, timeout: float = 60.0) -> ResumableLoader:
+    rows = TrapDataset("train", 12, 0, {}, (16, 16))
+    rows.trap, rows.row = trap, 7
+    augmented = AugmentedDataset(rows, lambda sample: {"id": sample["id"], "image": sample["image"]}, 0)
+    order = EpochSampler(augmented, shuffle=False, seed=0)
+    return ResumableLoader(augmented, SPEC, order, 3, drop_last=False, num_workers=2, pin_memory=False, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("trap", "words"),
+    [
+        ("killed", ["died (killed by signal 9: Killed)", "memory", "data.init_args.num_workers", "--ckpt_path last"]),
+        ("crash", ["died (killed by signal 11: Segmentation fault)", "damaged file"]),
+        ("exit", ["died (exit code 3)"]),
+    ],
+)
+def test_a_dead_worker(trap: str, words: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        list(loader(trap))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_a_stuck_worker_is_an_error_in_time_and_its_rows_are_named() -> None:
+    start, seen = time.monotonic(), []
+    with pytest.raises(DataError) as caught:
+        for batch in loader("sleep", timeout=3):
+            seen += batch.ids
+    assert seen == [f"train-{row}" for row in range(6)]
+    message = str(caught.value)
+    assert "train-6, train-7, train-8 took longer" in message and "data.init_args.worker_timeout (3 s)" in message
+    assert time.monotonic() - start < 60
+    assert not multiprocessing.active_children()
+
+
+def test_the_error_is_told_wherever_torch_raises_it() -> None:
+    text = "DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that dataloader's workers are out of …"
+    error = worker_error(RuntimeError(text))
+    assert error is not None and "pid 77" in str(error) and "shared memory" in str(error)
+    assert worker_error(RuntimeError("DataLoader worker (pid(s) 3, 4) exited unexpectedly")) is not None
+    assert worker_error(RuntimeError("something else")) is None
+    assert worker_error(ValueError(text)) is None
+
+
+def test_times_that_are_none() -> None:
+    for seconds in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="worker_timeout"):
+            TrapDataModule("sleep", worker_timeout=seconds)
+    data = TrapDataModule("sleep", worker_timeout=5, num_workers=0)
+    assert data.worker_timeout == 5
+
+
+def run(command: str, runs: Path, trap: str, *args: str) -> int:
+    options = [f"--data.init_args.trap={trap}", "--data.init_args.num_workers=2", "--data.init_args.worker_timeout=5", *args]
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--config", str(TINY), "--data", "tests.traps.TrapDataModule", "--runs", str(runs), *options])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_a_run_keeps_what_it_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Each of two workers gives 24 rows in an epoch.
+    assert run("fit", tmp_path, "killed", "--data.init_args.after=30", "--data.init_args.val_rows=0") == 1
+    error = capsys.readouterr().err
+    assert "error: a worker" in error and "Traceback" not in error
+    saved = torch.load(tmp_path / "tiny/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 6
+    assert run("fit", tmp_path, "sleep", "--ckpt_path=last", "--data.init_args.val_rows=0") == 1
+    error = capsys.readouterr().err
+    assert "worker_timeout (5 s)" in error and "train-5" in error and "Traceback" not in error
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trap", ["killed", "sleep", "pipe", "leave"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_every_command_ends_in_time_and_leaves_no_process(command: str, trap: str, tmp_path: Path) -> None:
+    environment = os.environ | {"TRAP_PIPE": str(tmp_path / "pipe"), "PYTHONPATH": str(ROOT), "TRAP_MARK": str(tmp_path)}
+    os.mkfifo(tmp_path / "pipe")
+    common = ["--config", str(TINY), "--data", "tests.traps.TrapDataModule", "--runs", str(tmp_path / "runs")]
+    common += ["--data.init_args.num_workers=2", "--data.init_args.worker_timeout=10", f"--data.init_args.trap={trap}"]
+    if command != "fit":
+        main(["fit", *common, "--data.init_args.split=none"])
+    split = {"fit": "val", "validate": "val"}.get(command, "test")
+    done = subprocess.run(
+        [sys.executable, "-m", "mtl_lightning", command, *common, f"--data.init_args.split={split}"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    mark = f"TRAP_MARK={tmp_path}".encode()
+    left = [
+        place for place in Path("/proc").glob("[0-9]*/environ") if place.parent.name != str(os.getpid()) and _has(place, mark)
+    ]
+    assert not left
+
+
+def _has(place: Path, mark: bytes) -> bool:
+    try:
+        return mark in place.read_bytes()
+    except OSError:
+        return False
