@@ -23,7 +23,7 @@ LAUNCHED = "MTL_LIGHTNING_RUN"
 MEET = 600.0
 """Seconds to wait for the first process, which may be started later or import more slowly."""
 POLL = 0.5
-GRACE = 3.0
+GRACE = 10.0
 """Seconds that a process has to end by itself when another one has failed; one that waits for that one never will."""
 LEAVE = 60.0
 """Seconds that a process may take to end once it is about to, and that the first one waits for those not yet there."""
@@ -118,7 +118,7 @@ class Peers:
     def _alone(self, waited: float) -> bool:
         here, left = (self._store.add(key, 0) for key in ("here", "left"))
         # One that was killed never says that it leaves; one that is still being started has nobody to tell it why.
-        return (left >= max(here, self.world or 0)) or waited > (LEAVE if here < (self.world or 0) else 3 * GRACE)
+        return (left >= max(here, self.world or 0)) or waited > (LEAVE if here < (self.world or 0) else 2 * GRACE)
 
     def _watch(self) -> None:
         why = ""

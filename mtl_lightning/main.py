@@ -27,6 +27,7 @@ import mtl_lightning.heads
 import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting
+from mtl_lightning.blame import REFUSALS, Builder, Located, explain
 from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
@@ -47,6 +48,7 @@ from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.workers import worker_error
 from mtl_lightning.encoders.weights import without_pretrained
 from mtl_lightning.errors import ConfigError, MTLError
+from mtl_lightning.examine import check_trainer, examine
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
@@ -101,9 +103,12 @@ class MTLCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, without a warning when called from Python."""
-        TaskKeepingParser.given = sys.argv[1:] if args is None else args
+        TaskKeepingParser.given, TaskKeepingParser.folder = sys.argv[1:] if args is None else args, Path.cwd()
         self.config = parser.parse_object(args) if isinstance(args, dict | Namespace) else parser.parse_args(args)
-        path = self.config[self.config.subcommand].get("ckpt_path") if self.config.get("subcommand") else None
+        command = self.config.get("subcommand")
+        if command:
+            examine(command, self.config[command].as_dict())
+        path = self.config[command].get("ckpt_path") if command else None
         if path not in (None, "last", "best", "auto"):
             # Before Lightning opens it, to look for hyperparameters that ours do not have.
             load_checkpoint(Path(path))
@@ -166,6 +171,8 @@ class MTLCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; what a class refuses in its constructor is an error of the configuration."""
+        # Each with the key where it was written, also what is built later, when the training labels are known.
+        self.parser.add_instantiator(Builder(self.config[self.subcommand].as_dict()), object)
         try:
             # A checkpoint holds every weight; the file that training started from may be gone.
             with without_pretrained() if self.checkpoint is not None else nullcontext():
@@ -201,7 +208,7 @@ class MTLCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         check_precision(config.trainer.precision, config.trainer.accelerator)
         if self.subcommand == "check":
-            return super().instantiate_trainer(**self._nothing_saved(), **kwargs)
+            return self._built_trainer(**self._nothing_saved(), **kwargs)
         dump = self.dump
         options: CheckpointOptions = config.checkpoint
         trainer = config.trainer
@@ -242,7 +249,7 @@ class MTLCLI(LightningCLI):
         loggers: list[Logger] = [MetricsCSV(self.folder)] if fit else []
         if fit and trainer.logger not in (None, True, False):
             loggers += _listed(trainer.logger)
-        built = super().instantiate_trainer(
+        built = self._built_trainer(
             **{
                 "callbacks": callbacks,
                 "logger": loggers,
@@ -259,6 +266,8 @@ class MTLCLI(LightningCLI):
     def _join(self, world: int) -> None:
         """Be ready for the processes that the trainer starts, or check that those there are take part."""
         peers = self.peers
+        if self.subcommand == "predict" and world > 1:
+            raise ConfigError("predict runs on one process: set trainer.devices to 1")
         if peers is None and world > 1:
             peers = MTLCLI.peers = Peers(("127.0.0.1", 0), True, True)
             peers.agree(lambda: self.decided)
@@ -273,6 +282,14 @@ class MTLCLI(LightningCLI):
             peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
             if "LOCAL_RANK" not in os.environ:
                 os.environ[LAUNCHED] = "{}:{}".format(*peers.address)
+
+    def _built_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[self.subcommand].trainer
+        try:
+            check_trainer(config)
+            return super().instantiate_trainer(**kwargs)
+        except (*REFUSALS, MisconfigurationException) as error:
+            raise Located(explain(error, "trainer", MultiTaskTrainer, config.as_dict())) from error
 
     def _nothing_saved(self) -> dict[str, Any]:
         from mtl_lightning.analysis.check.step import StepProbe

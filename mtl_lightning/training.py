@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.bad_numbers import Fault, merged
 from mtl_lightning.batch import Batch
+from mtl_lightning.faults import gradient_faults, loss_faults, whose
 from mtl_lightning.freeze import anchor
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.mixing import masked_loss
@@ -100,6 +101,7 @@ class Training:
         self._buffers, self._aside = Buffers(model), Aside([])
         self._faults: list[Fault] = []
         self._lost = False
+        self._parameters: list[nn.Parameter] = []
         self.engine: GradientEngine | None = None
         if weighting.from_gradients is not None or weighting.extra_batches or options.watch_every:
             around = surroundings
@@ -126,10 +128,6 @@ class Training:
         return normalize(masked, batch.labelled, self.importance, self.around.world, self.around.reduce, faults)
 
     @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.weighting.parameters()]
-
-    @property
     def step(self) -> Step:
         """The present one."""
         assert self._step is not None, "objective comes first"
@@ -148,7 +146,7 @@ class Training:
             losses = self.losses(predictions, batch)
         if bad := losses.not_finite():
             if batch is not self._batch:
-                self._note_losses(bad, predictions, batch)
+                self._note(loss_faults(bad, predictions, batch))
             losses = losses.without(bad, self._nothing(bad))
         return losses
 
@@ -159,18 +157,10 @@ class Training:
         zero = next(iter(owners)).new_zeros(())
         return anchor(zero, [parameter for parameter, users in owners.items() if not users & others])
 
-    def _note_losses(self, tasks: Collection[str], predictions: Mapping[str, Tensor], batch: Batch) -> None:
-        """The samples to blame are those with a prediction that is no number, if there are such."""
-        for name in tasks:
-            known = batch.labelled[name]
-            wrong = known & ~predictions[name].detach().flatten(1).isfinite().all(1)
-            rows = wrong if bool(wrong.any()) else known
-            self._note(Fault("loss", name, ids_of(batch, rows), "the task was left out of the step"))
-
-    def _note(self, fault: Fault) -> None:
+    def _note(self, faults: Sequence[Fault]) -> None:
         # A batch may be looked at several times in a step.
-        if all((fault.key, fault.ids) != (other.key, other.ids) for other in self._faults):
-            self._faults.append(fault)
+        known = {(fault.key, fault.ids) for fault in self._faults}
+        self._faults += [fault for fault in faults if (fault.key, fault.ids) not in known]
 
     def _blocks(self, predictions: Mapping[str, Tensor], batch: Batch, blocks: int) -> list[dict[str, MaskedLoss]]:
         place = block_of_rows(len(batch), blocks, self.around.world, self.around.rank).to(batch.sizes.device)
@@ -223,7 +213,7 @@ class Training:
             predictions = self.model(batch.inputs, batch.padding, self._rows(batch))
         losses = self.losses(predictions, batch, sum(fault.what in ("image", "target") for fault in self._faults))
         if bad := losses.not_finite():
-            self._note_losses(bad, predictions, batch)
+            self._note(loss_faults(bad, predictions, batch))
             losses = losses.without(bad, self._nothing(bad))
             self._lost = not len(losses.present)
         if engine is not None and engine.wants_blocks(losses):
@@ -247,6 +237,7 @@ class Training:
             scaled: whether a loss scaler looks for numbers that are not finite.
         """
         step = self.step
+        self._parameters = [*self.model.parameters(), *self.weighting.parameters()]
         # Where several processes share the sum, DistributedDataParallel wants to find it in place.
         self._aside = Aside(self._parameters if self.weighs_gradients or self.around.world == 1 else [])
         if self.engine is None:
@@ -268,16 +259,16 @@ class Training:
             What was left out in this step, on all processes.
         """
         engine = self.engine if self.weighs_gradients else None
-        present = self.step.losses.present.tolist()
         failed, given_up = ([], False) if engine is None else engine.balance.take()
         if failed:
-            self._blame(failed, "the step was not taken" if given_up else "the task was left out of the step")
+            lost = "the step was not taken" if given_up else "the task was left out of the step"
+            self._note(gradient_faults([list(self.tasks)[task] for task in failed], self._own, lost))
         self._lost |= given_up and not scaled
-        hollow = bool(self._faults) and self._batch is not None and not any(bool(x.any()) for x in self._batch.inputs.values())
+        hollow = bool(self._faults) and not any(bool(tensor.any()) for tensor in self._own.inputs.values())
         gradients = [] if scaled or self._lost else [p.grad for p in self._parameters if p.grad is not None]
         if not self._finite([*gradients, *self._buffers.numbers()]):
             if not self._lost and not self._finite(gradients):
-                self._blame(self.whose(present), "the step was not taken")
+                self._note(gradient_faults(self._guilty(), self._own, "the step was not taken"))
                 self._lost = True
             self._buffers.put_back(every=self._lost)
         elif self._lost or hollow:
@@ -292,38 +283,29 @@ class Training:
             self._aside.add()
             return
         self._revisit = None
-        parameters = self._parameters
-        self._aside.only(parameters)
-        if scaled and all(parameter.grad is None for parameter in parameters):
+        self._aside.only(self._parameters)
+        if scaled and all(parameter.grad is None for parameter in self._parameters):
             # A scaler refuses a step without gradients, and skips one with such.
-            parameters[0].grad = torch.full_like(parameters[0], torch.nan)
+            self._parameters[0].grad = torch.full_like(self._parameters[0], torch.nan)
 
     def _finite(self, tensors: Sequence[Tensor]) -> bool:
         good = all_finite(tensors)
         return good if self.around.replicated else self._agree(good)
 
-    def _blame(self, tasks: Sequence[int], lost: str) -> None:
-        names, batch = list(self.tasks), self._batch
-        for task in tasks:
-            known = () if batch is None else ids_of(batch, batch.labelled[names[task]])
-            self._note(Fault("gradient", names[task], known, lost))
+    def _guilty(self) -> list[str]:
+        present = self.step.losses.present.tolist()
+        return whose(self.model, self.weighting, [name for task, name in enumerate(self.tasks) if task in present])
 
-    def whose(self, present: Sequence[int]) -> list[int]:
-        """The tasks to blame for gradients that are not finite: those with such in their own parameters, or else all.
-
-        Args:
-            present: positions of the tasks of the step.
-        """
-        places = {name: position for position, name in enumerate(self.tasks)}
-        owners = {parameter: places[next(iter(users))] for parameter, users in self.model.owners().items() if len(users) == 1}
-        owners |= self.weighting.owners()
-        bad = {owners[p] for p in self._parameters if p in owners and p.grad is not None and not all_finite([p.grad])}
-        return sorted(bad & set(present)) or list(present)
+    @property
+    def _own(self) -> Batch:
+        assert self._batch is not None, "prepare comes first"
+        return self._batch
 
     def overflowed(self) -> list[Fault]:
         """Of a step that a loss scaler skipped, whose gradients were not finite, on all processes."""
         self._faults = []
-        self._blame(self.whose(self.step.losses.present.tolist()), "no loss scale is small enough: the step was not taken")
+        lost = "no loss scale is small enough: the step was not taken"
+        self._note(gradient_faults(self._guilty(), self._own, lost))
         return merged(self.around.gather(self._faults))
 
     def finish(self) -> None:
@@ -333,8 +315,3 @@ class Training:
             if len(places):
                 self.weighting.revisited(before, after, places)
             self._revisit = None
-
-
-def ids_of(batch: Batch, rows: Tensor) -> tuple[str, ...]:
-    """The names of some rows (bool [B])."""
-    return tuple(name for name, chosen in zip(batch.ids, rows.tolist(), strict=True) if chosen)

@@ -12,7 +12,7 @@ from mtl_lightning.tasks import Regression
 from mtl_lightning.tasks.base import MaskedLoss, Task, Term
 from tests.tiny import TinyDataModule
 
-MARK = 7.0
+MARK, INFINITE = 7.0, 8.0
 
 
 class SpoiltRows(LabelledDataset):
@@ -40,6 +40,8 @@ class SpoiltRows(LabelledDataset):
                 sample["level"] = torch.tensor([3e38, 0.5])
             case "gradient":
                 sample["level"] = torch.full((2,), MARK)
+            case "infinite":
+                sample["level"] = torch.full((2,), INFINITE)
         return sample | {"image": tv_tensors.Image(picture)}
 
 
@@ -55,9 +57,13 @@ class SpoiltDataModule(TinyDataModule):
 
 
 class Rooted(Regression):
-    """A regression with the square root of 0 in the loss of marked samples: its slope there is infinite, and 0 times it NaN."""
+    """A regression with the square root of 0 in the loss of marked samples: its slope there is infinite, and 0 times it NaN.
+
+    Others are marked to have an infinite loss, in any precision.
+    """
 
     def loss(self, prediction: Tensor, target: Tensor, labelled: Tensor) -> MaskedLoss:
-        marked = (target == MARK).all(1) & labelled
+        marked, endless = ((target == mark).all(1) & labelled for mark in (MARK, INFINITE))
         term = super().loss(prediction, torch.where(marked[:, None], 0.5, target), labelled)["loss"]
-        return {"loss": Term(term.total + (prediction[marked] * 0).sqrt().sum(), term.denominator)}
+        more = (prediction[marked] * 0).sqrt().sum() + (prediction[endless].square() * torch.inf).sum()
+        return {"loss": Term(term.total + more, term.denominator)}

@@ -47,15 +47,15 @@ def test_two_processes_are_as_one(ranks: list[dict[str, dict[str, Tensor]]]) -> 
 
 
 def test_processes_send_no_more_than_they_must(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Of the four tasks' losses and labels a message; beside what DistributedDataParallel sends a Jacobian, or a Gramian."""
+    """Losses and counts in one message; beside what DistributedDataParallel sends, a Jacobian or a Gramian."""
     share, tasks = Sharing(network()[0]), len(NAMES)
     own = sum(parameter.numel() for parameters in share.own.values() for parameter in parameters)
     each = [parameter.numel() for parameter in network()[0].parameters()]
     expected = {
-        ("Equal", "{}"): [3 * tasks, *each],
-        ("UW", "{}"): [3 * tasks, *each, *[1] * tasks],
-        ("UPGrad", "{}"): [3 * tasks, tasks * share.size, tasks * tasks, tasks, own],
-        ("UPGrad", "{'gradients': 'features'}"): [3 * tasks, tasks * tasks, tasks, share.size, own],
+        ("Equal", "{}"): [3 * tasks + 1, *each],
+        ("UW", "{}"): [3 * tasks + 1, *each, *[1] * tasks],
+        ("UPGrad", "{}"): [3 * tasks + 1, tasks * share.size, tasks * tasks, tasks, own],
+        ("UPGrad", "{'gradients': 'features'}"): [3 * tasks + 1, tasks * tasks, tasks, share.size, own],
     }
     for (name, options), numbers in expected.items():
         assert [rank["sent"][f"('{name}', {options})"].tolist() for rank in ranks] == [numbers] * 2, (name, options)

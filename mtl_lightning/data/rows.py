@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 
@@ -22,11 +23,20 @@ class RowPictures:
 
     def some(self, rows: np.ndarray) -> "RowPictures":
         """Those of some rows."""
-        names = Texts(self.names[row] for row in rows.tolist())
+        names = self._some(self.names, rows)
         if len(self.texts) == 1:
             return RowPictures(dict.fromkeys(self.texts, names), names, self.reads)
-        texts = {name: Texts(paths[row] for row in rows.tolist()) for name, paths in self.texts.items()}
+        texts = {name: self._some(paths, rows) for name, paths in self.texts.items()}
         return RowPictures(texts, names, self.reads)
+
+    @staticmethod
+    def _some(paths: Texts, rows: np.ndarray) -> Texts:
+        # Going through all at once is faster than asking for many.
+        kept = np.zeros(len(paths), dtype=bool)
+        kept[rows] = True
+        if len(rows) and bool((np.diff(rows) > 0).all()):
+            return Texts(compress(paths, kept.tolist()))
+        return Texts(paths[row] for row in rows.tolist())
 
     def read(self, task: str) -> str:
         """The input that a task reads."""

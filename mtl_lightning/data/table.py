@@ -1,7 +1,8 @@
 """A manifest as read: every cell is text, every row knows its file and line."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,6 +13,10 @@ from mtl_lightning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # pandas is imported where it is used: it costs a third of a second, and many runs need no manifest
     import pandas as pd
+
+
+CHUNK = 8192
+"""Texts that are decoded together."""
 
 
 class Texts(Sequence[str]):
@@ -34,12 +39,20 @@ class Texts(Sequence[str]):
     @overload
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: int | slice) -> str | list[str]:
+        length = len(self._ends) - 1
         if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        row %= len(self)
+            return [self[index] for index in range(*row.indices(length))]
+        if not -length <= row < length:
+            raise IndexError(f"row {row} of {length}")
+        row %= length
         return self._bytes[self._ends[row] : self._ends[row + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            ends = self._ends[first : first + CHUNK + 1].tolist()
+            content = self._bytes[ends[0] : ends[-1]].tobytes()
+            for start, end in pairwise(ends):
+                yield content[start - ends[0] : end - ends[0]].decode()
 
     @property
     def filled(self) -> np.ndarray:
@@ -58,6 +71,7 @@ class Places:
     def __init__(self, files: Sequence[tuple[str, int]], lines: np.ndarray) -> None:
         self.files = list(files)
         self.lines = lines
+        self._ends = np.cumsum([rows for _, rows in self.files])
 
     @property
     def name(self) -> str:
@@ -71,7 +85,7 @@ class Places:
 
     def where(self, row: int) -> str:
         """The file and line of a row."""
-        file = int(np.searchsorted(np.cumsum([rows for _, rows in self.files]), row, side="right"))
+        file = int(np.searchsorted(self._ends, row, side="right"))
         return f"{self.files[file][0]}, row {self.lines[row]}"
 
 

@@ -46,13 +46,16 @@ def check_repeats(pictures: Sequence[Texts], splits: np.ndarray, names: tuple[st
 def check_presence(links: Links, root: str, what: str, texts: Texts, faults: Faults) -> None:
     """Note paths, where there are any, that leave the root or lead to no file; reads each folder's listing once."""
     folders: dict[str, Listing] = {}
-    for row in np.flatnonzero(texts.filled).tolist():
-        text = texts[row]
+    for row, text in enumerate(texts):
+        slashes = text.replace("\\", "/")
+        cut = slashes.rfind("/") + 1
+        folder, name = slashes[:cut], slashes[cut:]
+        if not text or (folder in folders and name in folders[folder].plain):
+            continue
         try:
             path = resolve(root, text)
-            folder, name = os.path.split(path)
             if folder not in folders:
-                folders[folder] = Listing(links, folder, text)
+                folders[folder] = Listing(links, os.path.dirname(path), text)
             folders[folder].check(path, name, text)
         except DataError as error:
             faults.add(row, f"{what}: {error}")

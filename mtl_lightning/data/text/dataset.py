@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,28 @@ from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.tasks.base import Task
 
 SHOWN = 10
+
+
+class RowNames(Sequence[str]):
+    """Names of rows that are made when they are asked for: a million strings would be copied into every worker.
+
+    Args:
+        name: of a row.
+        rows: which.
+    """
+
+    def __init__(self, name: Callable[[int], str], rows: np.ndarray) -> None:
+        self.name, self.rows = name, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        return [self.name(int(one)) for one in self.rows[row]] if isinstance(row, slice) else self.name(int(self.rows[row]))
 
 
 class TextDataset(LabelledDataset):
@@ -45,7 +67,7 @@ class TextDataset(LabelledDataset):
         noted: Mapping[int, list[str]] | None = None,
     ) -> None:
         self.name, self.rows = name, rows
-        self.ids = [ids[row] for row in rows.tolist()]
+        self.ids = RowNames(ids.__getitem__, rows)
         self.labels, self.noted = dict(labels), noted or {}
         self._all, self._where = texts, where
 

@@ -14,7 +14,7 @@ from mtl_lightning.data.faults import Faults
 from mtl_lightning.data.labels import Labels
 from mtl_lightning.data.splits import SPLITS, Split, assign
 from mtl_lightning.data.table import Table, join_tables, read_table
-from mtl_lightning.data.text.dataset import TextDataset
+from mtl_lightning.data.text.dataset import RowNames, TextDataset
 from mtl_lightning.data.text.module import TextDataModule
 from mtl_lightning.data.verify import check_values
 from mtl_lightning.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ class TextManifestDataModule(TextDataModule):
         self, table: Table, codes: np.ndarray, labels: Mapping[str, Labels], noted: Mapping[int, list[str]], splits: Sequence[str]
     ) -> dict[str, LabelledDataset]:
         where, texts = table.places.where, table.texts(self.column)
-        ids = [where(row) for row in range(len(table))]
+        ids = RowNames(where, np.arange(len(table)))
         return {
             split: TextDataset(split, np.flatnonzero(codes == SPLITS.index(split)), ids, texts, labels, where, noted)
             for split in splits
