@@ -171,7 +171,7 @@ def _check_name(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{path!a}: the name is no text in UTF-8; rename it") from error
+        raise DataError(f"{str(os.fsencode(path))[1:]}: the name is no text in UTF-8; rename it") from error
 
 
 def _unreadable(error: OSError) -> None:
