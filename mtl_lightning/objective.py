@@ -85,9 +85,9 @@ def normalize(
     if world > 1:
         count = [len(terms.totals), len(terms.denominators), len(rows), 1]
         added = reduce(torch.cat([terms.totals, terms.denominators, rows, rows.new_tensor([float(faults)])]))
-        sums, denominators, rows, everywhere = torch.split(added, count)
-        terms = StackedTerms(sums, denominators, terms.coefficients)
-        numbers = torch.cat([sums, denominators, everywhere]).tolist()
+        totals, denominators, rows, everywhere = torch.split(added, count)
+        terms = StackedTerms(totals, denominators, terms.coefficients)
+        numbers = torch.cat([totals, denominators, everywhere]).tolist()
         faults = round(numbers.pop())
     else:
         numbers = torch.cat([terms.totals, terms.denominators]).tolist()

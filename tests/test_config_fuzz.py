@@ -16,9 +16,10 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-import mtl_lightning.main
+import mtl_lightning.cli
 from mtl_lightning.blame import Builder
-from mtl_lightning.main import MTLCLI, main
+from mtl_lightning.cli import MTLCLI
+from mtl_lightning.main import main
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.trainer import MultiTaskTrainer
 from tests.fuzz import HUGE, Leaf, dotted, fits, harmless, hostile, leaves
@@ -50,8 +51,8 @@ class Bench:
         self.config: dict[str, Any] = {}
         self.cli: MTLCLI | None = None
         self._parser(patch)
-        patch.setattr(mtl_lightning.main, "NetworkPage", lambda *_: Callback())
-        patch.setattr(mtl_lightning.main, "WatchSharing", lambda *_: Callback())
+        patch.setattr(mtl_lightning.cli, "NetworkPage", lambda *_: Callback())
+        patch.setattr(mtl_lightning.cli, "WatchSharing", lambda *_: Callback())
         self._spies(patch)
 
     @staticmethod
