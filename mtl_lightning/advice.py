@@ -10,6 +10,7 @@ import yaml
 
 from mtl_lightning.config import CheckpointOptions, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
+from mtl_lightning.hints import Types, Wrong
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.trainer import MultiTaskTrainer
 from mtl_lightning.typos import Search, Typo, parameters, suggest
@@ -62,10 +63,14 @@ def advise(message: str, given: Any) -> str:
             return (
                 f"--config FILE is missing (or each of model.tasks, model.encoder, model.optimizer and data): {_usage(command)}"
             )
+        types = Types(roots(command))
+        for source in _sources(words, files):
+            for part in types({key: value for key, value in source.config.items() if not isinstance(value, dict)}):
+                return f"{_place(source)}{_stated(part)}"
         place = ", ".join(map(str, files)) or "the configuration"
         return f"{place}: {', '.join(names)} missing; add it, and see {PROGRAM} {command} --help"
     sources = list(_sources(words, files)) if words else [Source("", _inner(given))]
-    text = _explain(message, sources, command) or _wrong_value(message, sources) or shortened(message)
+    text = _explain(message, sources, command) or _wrong_value(message, sources, command) or shortened(message)
     return text if "--help" in text or ".help " in text else f"{text}\nAll keys: {PROGRAM} {command} --help"
 
 
@@ -138,19 +143,20 @@ def _inner(given: Any) -> Mapping[Any, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _roots(command: str) -> dict[str, Any]:
+def roots(command: str) -> dict[str, Any]:
     """The type of every top key."""
     method = parameters(getattr(MultiTaskTrainer, command, MultiTaskTrainer.fit))
     ours = {"model": MultiTaskModule, "data": MultiTaskDataModule, "trainer": MultiTaskTrainer}
     own = {"checkpoint": CheckpointOptions, "tracking": TrackingOptions, "print_config": Any}
     skipped = ("model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule")
-    rest = dict.fromkeys(("name", "runs", "seed_everything", *(name for name in method if name not in skipped)), Any)
-    return {**ours, **own, **rest}
+    top = {"name": str, "runs": str, "seed_everything": bool | int}
+    rest = {name: hint for name, hint in method.items() if name not in skipped}
+    return {**ours, **own, **top, **rest}
 
 
 def _explain(message: str, sources: Sequence[Source], command: str) -> str | None:
     """Point to the wrong name, if it is one."""
-    search = Search(_roots(command))
+    search = Search(roots(command))
     typos = [(source, typo) for source in sources for typo in search(source.config)]
     key = _key(message)
     # The parser's message decides: what the signatures do not tell may be right.
@@ -182,35 +188,21 @@ def _key(message: str) -> str | None:
     return found[1] if found else None
 
 
-def _wrong_value(message: str, sources: Sequence[Source]) -> str | None:
+def _wrong_value(message: str, sources: Sequence[Source], command: str) -> str | None:
     """Say which value of which key has the wrong type."""
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    expected = re.findall(r"Expected an? (?:<class '([^']+)'>|typing\.Literal\[([^\n]*?)\])(?=[.\n]|$)", message)
-    names = [one.rpartition(".")[2] or other for one, other in expected]
-    if not keys or not names:
+    types, key = Types(roots(command)), _key(message)
+    found = [(source, wrong) for source in sources for wrong in types(source.config)]
+    # Before anything is parsed, the parser names no key; later, the first that it could not take.
+    possible = [each for each in found if key is None or each[1].key.startswith(key)]
+    if not possible:
         return None
-    kinds = sorted({"null" if name == "NoneType" else name for name in names}, key=lambda name: name == "null")
-    if kinds == ["null"]:  # a class is expected, too: the message says what is wrong with it
-        return None
-    ending = f".{keys[-1]}" if len(keys) > 1 else ""
-    found = [
-        (source, key, value)
-        for source in sources
-        for key, value in _leaves("", source.config)
-        if key.startswith(keys[0]) and key.endswith(ending) and str(value) in message
-    ]
-    if not found:
-        return None
-    source, key, value = found[-1]
-    return f"{_place(source)}{key} is {_short(repr(value), 80)}: expected {' or '.join(kinds)}"
+    source, wrong = possible[0]
+    return f"{_place(source)}{_stated(wrong)}"
 
 
-def _leaves(key: str, config: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield from _leaves(f"{key}.{name}" if key else str(name), value)
-    else:
-        yield key, config
+def _stated(wrong: Wrong) -> str:
+    value = "null" if wrong.value is None else _short(repr(wrong.value), 80)
+    return f"{wrong.key} is {value}: expected {wrong.expected}"
 
 
 def shortened(message: str) -> str:

@@ -1,14 +1,18 @@
 """Reading the configuration: its own entries, and a later file that must not make tasks disappear."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mtl_lightning.checks import at_least
 from mtl_lightning.errors import ConfigError
 
 
@@ -51,12 +55,18 @@ class TrackingOptions:
     samples: int = 4
     every_n_epochs: int = 5
 
+    def __post_init__(self) -> None:
+        """Raise :class:`ConfigError` for numbers out of their ranges."""
+        at_least("tracking.samples", self.samples, 0)
+        at_least("tracking.every_n_epochs", self.every_n_epochs, 1)
+
 
 class _KeepTasks(ActionConfigFile):
     """``--config``: a second file replaces a whole dict, so one that names fewer tasks would drop the others unnoticed."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read a file and compare."""
+        check_file(Path(str(values)))
         before = _tasks(cfg)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         after = _tasks(cfg)
@@ -67,6 +77,42 @@ class _KeepTasks(ActionConfigFile):
                 f"List all tasks in it, change single values on the command line (--model.tasks.{lost[0]}.init_args.weight 2), "
                 "or train some of the tasks with --model.only"
             )
+
+
+def check_file(file: Path) -> None:
+    """Look for what YAML's reader would pass over without a word, or stumble over without one.
+
+    Raises:
+        ConfigError: a key is there twice, a value contains itself, or the file is no text.
+    """
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is no UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8") from error
+    except RecursionError:
+        raise ConfigError(f"{file}: its values are nested too deeply to be a configuration") from None
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # no file, or no YAML: the parser says so
+    _check_node(file, "", root, ())
+
+
+def _check_node(file: Path, key: str, node: yaml.Node | None, above: tuple[int, ...]) -> None:
+    if id(node) in above:
+        raise ConfigError(f"{file}: {key} contains itself: its anchor is used within it; take the inner *alias out")
+    inner = (*above, id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, each in enumerate(node.value):
+            _check_node(file, f"{key}[{number}]", each, inner)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            place, line = f"{key}.{name.value}".lstrip("."), name.start_mark.line + 1
+            if name.value in lines:
+                raise ConfigError(
+                    f"{file}: {place} is there twice, lines {lines[name.value]} and {line}, and one alone can hold; take one out"
+                )
+            lines[str(name.value)] = line
+            _check_node(file, place, value, inner)
 
 
 def _tasks(cfg: Namespace) -> list[str]:
@@ -81,6 +127,8 @@ class TaskKeepingParser(LightningArgumentParser):
 
     given: ClassVar[Any] = ()
     """What is being parsed: words, or the configuration itself. The parsers of subcommands see only a part of it."""
+    folder: ClassVar[Path] = Path()
+    """Where the command was given."""
     speaks: ClassVar[Callable[[], bool]] = staticmethod(lambda: True)
     """Asked once there is an error: whether this of several processes says so."""
 
@@ -97,6 +145,8 @@ class TaskKeepingParser(LightningArgumentParser):
             from mtl_lightning.advice import advise
 
             if type(self).speaks():
-                print(f"error: {advise(message, self.given)}", file=sys.stderr)
+                # While it reads a file, the parser works in that file's folder.
+                with contextlib.chdir(self.folder):
+                    print(f"error: {advise(message, self.given)}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)

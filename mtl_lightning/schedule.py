@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mtl_lightning.checks import at_least
 from mtl_lightning.errors import ConfigError
 
 
@@ -28,6 +29,10 @@ class Scheduler:
     interval: Literal["step", "epoch"] = "epoch"
     frequency: int = 1
     monitor: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise :class:`ConfigError` for a frequency below 1."""
+        at_least("model.scheduler.frequency", self.frequency, 1)
 
 
 def run_length(trainer: pl.Trainer, schedule: Scheduler) -> int:

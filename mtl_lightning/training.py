@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.bad_numbers import Fault, merged
 from mtl_lightning.batch import Batch
-from mtl_lightning.blame import gradient_faults, loss_faults, whose
+from mtl_lightning.faults import gradient_faults, loss_faults, whose
 from mtl_lightning.freeze import anchor
 from mtl_lightning.gradients import EngineOptions, GradientEngine
 from mtl_lightning.mixing import masked_loss

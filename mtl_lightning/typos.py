@@ -86,7 +86,7 @@ class Search:
     def _object(self, key: str, value: Any, base: type, passed: int) -> Iterator[Typo]:
         path = value.get("class_path") if isinstance(value, dict) else value
         if isinstance(path, str):
-            found = _find(path, base)
+            found = find_class(path, base)
             if found is None:
                 place = f"{key}.class_path" if isinstance(value, dict) else key
                 yield Typo(place, path, f"there is no class '{path}'.{_suggest_class(path, base)}")
@@ -105,8 +105,8 @@ class Search:
                 yield from self._arguments(f"{key}.init_args" if within else key, arguments, known, owner, about)
 
 
-def _find(path: str, base: type) -> Callable[..., Any] | None:
-    """The class of that name, as the command line resolves it."""
+def find_class(path: str, base: type) -> Callable[..., Any] | None:
+    """Args: path: what was written. base: what it must be. Returns: the class of that name, as the command line resolves it."""
     if "." not in path:
         return next((each for each in _subclasses(base) if each.__name__ == path), None)
     module, _, name = path.rpartition(".")
@@ -153,6 +153,21 @@ def parameters(made: Callable[..., Any]) -> dict[str, Any]:
             if not more:
                 break
     return known
+
+
+def defaults(made: Callable[..., Any]) -> dict[str, Any]:
+    """Args: made: a class or function. Returns: what it takes by itself where nothing is given, parents' included."""
+    functions = (
+        [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)] if isinstance(made, type) else [made]
+    )
+    found: dict[str, Any] = {}
+    for function in functions:
+        try:
+            listed = inspect.signature(function).parameters.values()
+        except ValueError:  # written in C
+            continue
+        found = {each.name: each.default for each in listed if each.default is not inspect.Parameter.empty} | found
+    return found
 
 
 def _signature(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:

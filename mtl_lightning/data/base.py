@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mtl_lightning.batch import Batch, Collate, TargetSpec
+from mtl_lightning.checks import SEEDS, at_least, between
 from mtl_lightning.data.balance import check_balanced
 from mtl_lightning.data.counts import show_counts
 from mtl_lightning.data.dataset import LabelledDataset
@@ -34,7 +35,7 @@ from mtl_lightning.data.pictures import (
 from mtl_lightning.data.prepare import Preparation
 from mtl_lightning.data.sieve import bad_target
 from mtl_lightning.data.text.prepare import TextPreparation
-from mtl_lightning.data.transforms import Transform, compose
+from mtl_lightning.data.transforms import Transform, TransformError, compose
 from mtl_lightning.data.workers import WORKER_TIMEOUT, check_timeout
 from mtl_lightning.encoders.base import Encoder
 from mtl_lightning.errors import ConfigError, DataError
@@ -44,6 +45,8 @@ from mtl_lightning.tasks.base import Task
 
 SPLITS = {"fit": ("train", "val"), "validate": ("train", "val"), "test": ("train", "test"), "predict": ("train", "test")}
 """The splits each subcommand needs; the training labels always, since tasks learn from them."""
+LARGEST = 2**16
+"""Pixels of a picture's side."""
 FURTHER = 7_368_787
 """Between the seeds of two shuffles of the training split."""
 LEARN_ROWS = 256
@@ -93,17 +96,21 @@ class MultiTaskDataModule(pl.LightningDataModule):
         worker_timeout: float = WORKER_TIMEOUT,
     ) -> None:
         super().__init__()
+        at_least("data.init_args.batch_size", batch_size, 1)
         check_max_pixels(max_pixels)
         check_timeout(worker_timeout)
-        if batch_size < 1:
-            raise ConfigError(f"data.init_args.batch_size is {batch_size}, expected 1 or more")
         if channels not in (1, 3):
             raise ConfigError(f"data.init_args.channels is {channels}, expected 1 or 3")
-        if num_workers is not None and num_workers < 0:
-            raise ConfigError(f"data.init_args.num_workers is {num_workers}, expected 0 or more")
         self.batch_size = batch_size
         self.seed = seed
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if num_workers is not None:
+            # Each is a process: what is far too many takes the machine down before anybody can stop it.
+            between("data.init_args.num_workers", num_workers, 0, max(64, 4 * cores))
+        for side in () if image_size is None else (image_size,) if isinstance(image_size, int) else image_size:
+            between("data.init_args.image_size", side, 1, LARGEST)
+        if seed is not None:
+            between("data.init_args.seed", seed, 0, SEEDS)
         self.num_workers = min(8, max(1, cores - 1)) if num_workers is None else num_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.image_size = image_size
@@ -302,9 +309,14 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     def _try_transforms(self) -> None:
         """Move one labelled row of each task now: a transform that cannot would else stop the run somewhere in its epoch."""
-        train = self._augmented("train", True)
-        for row in sorted({int(np.flatnonzero(self.splits["train"].labelled(name))[0]) for name in self.tasks or {}}):
-            train[Pick(0, row)]
+        rows = {int(np.flatnonzero(self.splits["train"].labelled(name))[0]) for name in self.tasks or {}}
+        for key, train in {"train_transforms": True, "eval_transforms": False}.items():
+            augmented = self._augmented("train", train)
+            for row in sorted(rows)[: None if train else 1]:
+                try:
+                    augmented[Pick(0, row)]
+                except TransformError as error:
+                    raise DataError(f"data.init_args.{key}: {error}") from error
 
     def _augmented(self, split: str, train: bool, further: int = 0) -> AugmentedDataset:
         seed = (self.seed or 0) + FURTHER * further

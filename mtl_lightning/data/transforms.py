@@ -21,11 +21,17 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 """From sample to sample."""
 AUTO = (v2.AutoAugment, v2.RandAugment, v2.TrivialAugmentWide, v2.AugMix)
 """They change images alone, and refuse a sample with a label that would have to move."""
+TOLD = 200
+"""Characters of a transform's arguments that fit into a message."""
 CORNERS = {
     tv_tensors.BoundingBoxFormat.XYWHR: tv_tensors.BoundingBoxFormat.XYXYXYXY,
     tv_tensors.BoundingBoxFormat.CXCYWHR: tv_tensors.BoundingBoxFormat.XYXYXYXY,
     tv_tensors.BoundingBoxFormat.XYXYXYXY: tv_tensors.BoundingBoxFormat.XYXYXYXY,
 }
+
+
+class TransformError(DataError):
+    """A transform cannot take a sample."""
 
 
 class RandomScaleCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no types
@@ -89,15 +95,21 @@ def _run(transforms: list[Transform], resize: v2.Resize | None, sample: dict[str
             sample = transform(sample)
     except DataError as error:
         raise DataError(f"{sample['id']}: {error}") from error
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError) as error:
         size = "x".join(map(str, F.get_size(_image(sample))))
         advice = "; RandAugmentWithLabels and TrivialAugmentWithLabels move labels, too" if isinstance(transform, AUTO) else ""
-        raise DataError(
-            f"{sample['id']}: the transform {type(transform).__name__} fails on this picture of {size} pixels: {error}{advice}"
+        raise TransformError(
+            f"{sample['id']}: the transform {_told(transform)} fails on this picture of {size} pixels: {error}{advice}"
         ) from error
     if resize is not None and F.get_size(_image(sample)) != resize.size:
         sample = resize(sample)
     return finish(sample)
+
+
+def _told(transform: Transform) -> str:
+    """A transform with its arguments, as far as they are few."""
+    text = " ".join(repr(transform).split())
+    return text if len(text) <= TOLD else type(transform).__name__
 
 
 def each_picture(sample: dict[str, Any], inputs: Mapping[str, Sequence[str]], transform: Transform) -> dict[str, Any]:

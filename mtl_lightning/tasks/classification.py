@@ -103,7 +103,10 @@ class Classification(Task):
         if self.top_k and self.top_k[-1] >= size:
             raise ConfigError(f"task '{self.name}': top_k {self.top_k}: expected less than the number of classes, {size}")
         if size != 2 and (self.decisions.tuning or not self.decisions.plain):
-            raise ConfigError(f"task '{self.name}': a threshold decides between 2 classes, and there are {size}; leave it out")
+            raise ConfigError(
+                f"model.tasks.{self.name}.init_args.threshold: it decides between 2 classes, and task '{self.name}' has {size}; "
+                "leave it out"
+            )
         return self.names
 
     @property

@@ -1,0 +1,57 @@
+"""What the command line's parser lets through: nulls, numbers that are none, and ranges of what is Lightning's own."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mtl_lightning.advice import roots
+from mtl_lightning.checks import SEEDS, above, at_least, between
+from mtl_lightning.errors import ConfigError
+from mtl_lightning.hints import Types
+
+TRAINER = {"max_epochs": -1, "max_steps": -1, "min_epochs": 0, "min_steps": 0, "accumulate_grad_batches": 1, "num_nodes": 1,
+           "log_every_n_steps": 0, "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
+           "reload_dataloaders_every_n_epochs": 0, "limit_train_batches": 0, "limit_val_batches": 0, "limit_test_batches": 0,
+           "limit_predict_batches": 0, "gradient_clip_val": 0}  # fmt: skip
+"""The least values of what Lightning does not check, or checks when it is used."""
+
+
+def examine(command: str, config: Mapping[str, Any]) -> None:
+    """Look through a resolved configuration.
+
+    Args:
+        command: the subcommand it is for.
+        config: its part.
+
+    Raises:
+        ConfigError: null where there must be a value, a number that is not finite, or a seed that no generator takes.
+    """
+    for wrong in Types(roots(command))(config):
+        if wrong.value is None:
+            raise ConfigError(f"{wrong.key} is null, expected {wrong.expected}")
+    for key, value in _leaves("", config):
+        if isinstance(value, float) and not math.isfinite(value):
+            # Comparisons with NaN are all false: few ranges would see it.
+            raise ConfigError(f"{key} is {value}, expected a finite number")
+    if not isinstance(config["seed_everything"], bool):
+        between("seed_everything", config["seed_everything"], 0, SEEDS)
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` for numbers out of range. Args: trainer: its part of the configuration."""
+    for name, least in TRAINER.items():
+        if (value := trainer.get(name)) is not None:
+            at_least(f"trainer.{name}", value, least)
+    if (interval := trainer.get("val_check_interval")) is not None and not isinstance(interval, str | dict):
+        above("trainer.val_check_interval", interval, 0)
+
+
+def _leaves(key: str, config: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from _leaves(f"{key}.{name}" if key else str(name), value)
+    elif isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            yield from _leaves(f"{key}[{number}]", value)
+    else:
+        yield key, config
