@@ -122,6 +122,7 @@ def test_a_missing_list_for_validation_is_drawn(place: Path, tmp_path: Path) -> 
             DataError,
             "dslr_val.txt, row 1: 'nothing' is no path",
         ),
+        (lambda root: (root / "dslr_val.txt").write_bytes(b"caf\xe9/a.jpg 0\n"), {}, DataError, "dslr_val.txt is not UTF-8"),
         (
             lambda root: (root / "dslr_val.txt").write_text((root / "dslr_train.txt").read_text()),
             {},

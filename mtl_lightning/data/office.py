@@ -188,8 +188,11 @@ def _split(table: Table, split: Split) -> Table:
 
 
 def _lines(path: str) -> list[tuple[int, str]]:
-    with open(path, encoding="utf-8") as file:
-        return [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _line(root: str, name: str, number: int, line: str, first: dict[str, tuple[str, str]]) -> tuple[int, str, str]:
