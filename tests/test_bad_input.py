@@ -83,7 +83,9 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Failure:
         pytest.param(["--data.init_args.hidden={mask: 1}"], ["'mask'", "no label in the training split"], id="no training label"),
         pytest.param(["--data.init_args.rows=0"], ["train split is empty"], id="empty split"),
         pytest.param(["--model.optimizer.init_args.lr=-1"], ["model.optimizer", "-1"], id="optimizer"),
-        pytest.param([f"--data.init_args.train_transforms={CROP}"], ["configuration"], id="transform"),
+        pytest.param(
+            [f"--data.init_args.train_transforms={CROP}"], ["train_transforms[0].init_args.size", "RandomCrop"], id="transform"
+        ),
         pytest.param(["--data.init_args.image_size=3"], ["SmallCNN", "4 x 4", "image_size"], id="images too small"),
         pytest.param([f"--model.scheduler={PLATEAU}"], ["model.scheduler.monitor", "val/loss"], id="nothing to follow"),
         pytest.param(
