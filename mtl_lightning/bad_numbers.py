@@ -92,7 +92,6 @@ class BadNumberMeter(nn.Module):
         self.options, self._report = options, report
         self.counts: dict[str, int] = {}
         self.in_a_row, self.searching = 0, 0
-        self.told = False
         self._step: list[Fault] = []
 
     def add(self, faults: Sequence[Fault], where: str, steps: bool = False) -> TrainingError | None:
@@ -106,11 +105,9 @@ class BadNumberMeter(nn.Module):
         Returns:
             The error that is to end the run, if it must end.
         """
-        self.told = False
         for fault in faults:
             count = self.counts[fault.key] = self.counts.get(fault.key, 0) + 1
             if count & (count - 1) == 0:
-                self.told = True
                 self._report(f"Bad numbers in {where}: {fault} ({count} time{'s' * (count > 1)} so far); {HINTS[fault.what]}")
         self._step += faults
         why = "model.bad_numbers.policy is raise" if faults and self.options.policy == "raise" else ""

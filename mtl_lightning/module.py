@@ -36,7 +36,7 @@ from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.strategies import check_strategy, check_wrapped, holds_all
-from mtl_lightning.sums import add_up
+from mtl_lightning.sums import add_up, gather
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
 from mtl_lightning.training import Step, Surroundings, Training
@@ -117,6 +117,7 @@ class MultiTaskModule(pl.LightningModule):
         self._freeze = freeze
         self._freezer: Freezer | None = None
         self._logged = -1
+        self._news = False
         self._streams = Streams()
         self.bad = BadNumberMeter(bad_numbers or BadNumbers(), rank_zero_warn)
         self._bad_rows = EvaluationFaults(self.bad.options, rank_zero_warn)
@@ -219,7 +220,7 @@ class MultiTaskModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             assert self._resting is not None
             objective = anchor(objective, self._resting.still())
-        self._present = set(losses.present.tolist())
+        self._present = set(losses.places)
         return objective
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -229,22 +230,25 @@ class MultiTaskModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Methods that look at a batch again after the optimizer's step do so, before anything is saved."""
-        scale = float(self._scaler.get_scale()) if self._scaled else 1.0
-        step = f"step {self.global_step} of epoch {self.current_epoch}"
+        scale, number = float(self._scaler.get_scale()) if self._scaled else 1.0, self.global_step
+        step = f"step {number} of epoch {self.current_epoch}"
         super().optimizer_step(*args, **kwargs)
         if self._training is None:
             return
         # A scale that was lowered, or can be lowered no more, tells that the scaler skipped the step.
         skipped = self._scaled and not 0 < scale <= float(self._scaler.get_scale())
         self._notice(self._training.overflowed() if self.bad.search(skipped) else [], step, steps=True)
+        if (self._news or number == self._logged) and (record := self.bad.record()):
+            self._send(record, number)
+        self._news = False
         self._training.finish()
 
     def _notice(self, faults: Sequence[Fault], step: str, steps: bool = False) -> None:
         self.halt = self.bad.add(faults, step, steps) or self.halt
+        self._news = self._news or bool(faults)
 
     def _gather(self, faults: list[Fault]) -> list[Fault]:
-        world = self.trainer.world_size
-        return [fault for rank in range(world) for fault in self.trainer.strategy.broadcast(faults, src=rank)]
+        return [fault for found in gather(faults, self.trainer.world_size) for fault in found]
 
     def _end_if_asked(self) -> None:
         # Where LastCheckpoint is among the callbacks it has done so before, with all saved.
@@ -293,19 +297,19 @@ class MultiTaskModule(pl.LightningModule):
         self._resting.drop()
         faults = self._training.settle(self._scaled)
         self._notice(faults, f"step {self.global_step} of epoch {self.current_epoch}")
-        self._log_step(self._taken, bool(faults) and (self.bad.told or self.halt is not None))
+        self._log_step(self._taken)
         if self._scaled and not self._present and all(parameter.grad is None for parameter in self.parameters()):
             still = set(self._resting.still())
             first = next(parameter for parameter in self.parameters() if parameter not in still)
             first.grad = torch.zeros_like(first)
 
-    def _log_step(self, taken: Step, told: bool) -> None:
+    def _log_step(self, taken: Step) -> None:
         step, every = self.global_step, max(1, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if (step and (step + 1) % every and not told) or step == self._logged:
+        if (step and (step + 1) % every) or step == self._logged:
             return
         self._logged = step
         taken = taken._replace(penalties=self._everywhere(taken.penalties))
-        record = step_record(taken, self._importance, self.latest, self.weighting, self.engine, self.bad)
+        record = step_record(taken, self._importance, self.latest, self.weighting, self.engine)
         for group in self.trainer.optimizers[0].param_groups:
             record[f"lr/{group['name']}"] = float(group["lr"])
         self._send(record, step)

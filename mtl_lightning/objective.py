@@ -1,5 +1,6 @@
 """From the tasks' loss terms to one scalar whose gradient, averaged over processes, is that of the global batch. Pure torch."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ class Losses(NamedTuple):
         owner: the position of each term's task.
         factors: what each term's total on this process was multiplied by, in the order of the terms.
         blocks: by task, what the rows of each block of the batch add to the loss; empty where nobody wants it.
+        numbers: the values as plain numbers, to be read without a wait for the device.
+        places: the present positions, likewise.
         faults: images and labels that were left out of the batch, on all processes.
     """
 
@@ -37,11 +40,13 @@ class Losses(NamedTuple):
     owner: list[int]
     factors: list[float]
     blocks: dict[str, list[Tensor]]
+    numbers: list[float]
+    places: list[int]
     faults: int = 0
 
     def not_finite(self) -> list[str]:
         """The tasks whose loss is not a finite number."""
-        return [name for name, finite in zip(self.scalars, self.values.isfinite().tolist(), strict=True) if not finite]
+        return [name for name, finite in zip(self.scalars, map(math.isfinite, self.numbers), strict=True) if not finite]
 
     def without(self, tasks: Collection[str], instead: Tensor) -> "Losses":
         """The losses as if these tasks had no label in the batch; their values stay as they are.
@@ -51,12 +56,14 @@ class Losses(NamedTuple):
             instead: their scalars, an exact 0: multiplied by 0, a loss that is no number would be none still.
         """
         names = list(self.scalars)
+        left = [place for place in self.places if names[place] not in tasks]
         gone = torch.tensor([name in tasks for name in names], device=self.values.device)
         terms = gone[torch.tensor(self.owner, device=gone.device)]
         totals, denominators = (part.masked_fill(terms, 0.0) for part in self.terms[:2])
         return self._replace(
             scalars={name: instead if name in tasks else scalar for name, scalar in self.scalars.items()},
-            present=self.present[~gone[self.present]],
+            present=torch.tensor(left, dtype=torch.long, device=self.values.device),
+            places=left,
             terms=StackedTerms(totals, denominators, self.terms.coefficients),
             rows=self.rows.masked_fill(gone, 0.0),
         )
@@ -110,8 +117,8 @@ def normalize(
         if seen:
             present.append(position)
     device, dtype = terms.totals.device, terms.totals.dtype
-    places = torch.tensor(present, dtype=torch.long, device=device)
-    return Losses(scalars, torch.tensor(values, dtype=dtype, device=device), places, terms, rows, owner, factors, {}, faults)
+    places, held = torch.tensor(present, dtype=torch.long, device=device), torch.tensor(values, dtype=dtype)
+    return Losses(scalars, held.to(device), places, terms, rows, owner, factors, {}, held.tolist(), present, faults)
 
 
 def in_blocks(losses: Losses, masked: Sequence[Mapping[str, MaskedLoss]]) -> Losses:
@@ -142,7 +149,7 @@ def weigh(losses: Losses, weighting: LossWeighting | None) -> tuple[Tensor, list
 
     Absent tasks and the method's parameters stay in the graph with an exact 0: no unused parameter, no hang under DDP.
     """
-    names, present = list(losses.scalars), losses.present.tolist()
+    names, present = list(losses.scalars), losses.places
     chosen = losses.values[losses.present]
     weights = weighting(chosen, losses.present) if present and weighting is not None else torch.ones_like(chosen)
     objective = losses.values.new_zeros(())

@@ -47,7 +47,8 @@ class BatchProbe:
         """The losses of a batch and the positions of its tasks: float64 [P], int64 [P], on the CPU."""
         with self._still(), torch.no_grad():
             found = self._look(batch)
-        return found.values.double().cpu()[found.present.cpu()], found.present.cpu()
+        places = torch.tensor(found.places, dtype=torch.long)
+        return torch.tensor(found.numbers, dtype=torch.float64)[places], places
 
     def gradient(self, batch: int, weights: Tensor) -> list[Tensor]:
         """The gradient of the weighted sum of a batch's losses for each of ``parameters``, averaged over processes."""
@@ -126,9 +127,9 @@ class Revisit:
         with torch.no_grad():
             first, second = self._before, self._losses_of(self._look(), self._batch)
         assert first is not None, "before comes before after"
-        pairs = torch.stack([first.values, second.values]).double().cpu()
+        pairs = torch.tensor([first.numbers, second.numbers], dtype=torch.float64)
         finite = pairs.isfinite().all(0).tolist()
-        places = torch.tensor([task for task in second.present.tolist() if finite[task]], dtype=torch.long)
+        places = torch.tensor([task for task in second.places if finite[task]], dtype=torch.long)
         return pairs[0, places], pairs[1, places], places
 
     def _look(self) -> Mapping[str, Tensor]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, MutableMapping
 
 from torch import Tensor
 
-from mtl_lightning.bad_numbers import BadNumberMeter
 from mtl_lightning.gradients import GradientEngine
 from mtl_lightning.metrics.evaluation import TaskResult, score
 from mtl_lightning.training import Step
@@ -17,7 +16,6 @@ def step_record(
     latest: MutableMapping[str, float],
     weighting: Weighting,
     engine: GradientEngine | None,
-    bad: BadNumberMeter,
 ) -> dict[str, float]:
     """A step's losses without importance, weights with it, penalties, and what was last seen of the gradients.
 
@@ -27,17 +25,16 @@ def step_record(
         latest: the last loss of each task, which is shown where it is absent; is brought up to date.
         weighting: may have notes.
         engine: has seen gradients; None without.
-        bad: has counted what was not finite.
     """
-    values, names, shown = step.losses.values.tolist(), list(importance), dict.fromkeys(importance, 0.0)
-    for position in step.losses.present.tolist():
+    values, names, shown = step.losses.numbers, list(importance), dict.fromkeys(importance, 0.0)
+    for position in step.losses.places:
         latest[names[position]] = values[position] / importance[names[position]]
     for position, weight in step.weights.items():
         shown[names[position]] = weight * importance[names[position]]
     record = {f"step/{name}/loss": latest[name] for name in names if name in latest}
     record |= {f"weight/{name}": weight for name, weight in shown.items()}
     record |= {f"penalty/{name}": float(value.detach()) for name, value in step.penalties.items()}
-    record |= weighting.notes() | bad.record()
+    record |= weighting.notes()
     return record if engine is None else record | engine.balance.record()
 
 

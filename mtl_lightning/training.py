@@ -100,7 +100,7 @@ class Training:
         self._batch: Batch | None = None
         self._buffers, self._aside = Buffers(model), Aside([])
         self._faults: list[Fault] = []
-        self._lost = False
+        self._lost, self._steps = False, True
         self._parameters: list[nn.Parameter] = []
         self.engine: GradientEngine | None = None
         if weighting.from_gradients is not None or weighting.extra_batches or options.watch_every:
@@ -189,7 +189,7 @@ class Training:
             steps: whether the optimizer's step comes after this batch, and not after a later one of several that add up.
         """
         self._revisit = self._step = None
-        self._batch, self._faults, self._lost = batch, list(batch.bad), False
+        self._batch, self._faults, self._lost, self._steps = batch, list(batch.bad), False, steps
         self._buffers.keep()
         if not steps:
             return
@@ -215,7 +215,7 @@ class Training:
         if bad := losses.not_finite():
             self._note(loss_faults(bad, predictions, batch))
             losses = losses.without(bad, self._nothing(bad))
-            self._lost = not len(losses.present)
+            self._lost = not losses.places
         if engine is not None and engine.wants_blocks(losses):
             losses = in_blocks(losses, self._blocks(predictions, batch, engine.blocks))
         if self._revisit is not None:
@@ -226,7 +226,7 @@ class Training:
             self._step = Step(losses, {}, penalties)
             return engine.hold(losses, list(penalties.values()))
         objective, weights = weigh(losses, self.weighting.from_losses)
-        self._step = Step(losses, dict(zip(losses.present.tolist(), weights, strict=True)), penalties)
+        self._step = Step(losses, dict(zip(losses.places, weights, strict=True)), penalties)
         return sum(penalties.values(), objective)
 
     def backward(self, loss: Tensor, scaled: bool) -> Step:
@@ -239,7 +239,9 @@ class Training:
         step = self.step
         self._parameters = [*self.model.parameters(), *self.weighting.parameters()]
         # Where several processes share the sum, DistributedDataParallel wants to find it in place.
-        self._aside = Aside(self._parameters if self.weighs_gradients or self.around.world == 1 else [])
+        shared = self.around.world > 1 and not self.weighs_gradients
+        kept = self._parameters if self.around.replicated or not shared else []
+        self._aside = Aside(kept, self._mean if shared and not self._apart else None)
         if self.engine is None:
             loss.backward()  # type: ignore[no-untyped-call]
         elif not self.weighs_gradients:
@@ -261,14 +263,15 @@ class Training:
         engine = self.engine if self.weighs_gradients else None
         failed, given_up = ([], False) if engine is None else engine.balance.take()
         if failed:
-            lost = "the step was not taken" if given_up else "the task was left out of the step"
+            lost = self._cost if given_up else "the task was left out of the step"
             self._note(gradient_faults([list(self.tasks)[task] for task in failed], self._own, lost))
         self._lost |= given_up and not scaled
         hollow = bool(self._faults) and not any(bool(tensor.any()) for tensor in self._own.inputs.values())
         gradients = [] if scaled or self._lost else [p.grad for p in self._parameters if p.grad is not None]
         if not self._finite([*gradients, *self._buffers.numbers()]):
             if not self._lost and not self._finite(gradients):
-                self._note(gradient_faults(self._guilty(), self._own, "the step was not taken"))
+                if not (self._apart and all_finite(gradients)):
+                    self._note(gradient_faults(self._guilty(), self._own, self._cost))
                 self._lost = True
             self._buffers.put_back(every=self._lost)
         elif self._lost or hollow:
@@ -277,6 +280,18 @@ class Training:
         if not (self._faults or self._lost or self.step.losses.faults):
             return []
         return merged(self.around.gather(self._faults))
+
+    @property
+    def _apart(self) -> bool:
+        """Whether gradients are each process's own: those of losses are averaged once a step, with the last micro-batch."""
+        return self.around.world > 1 and not self.weighs_gradients and not self._steps
+
+    @property
+    def _cost(self) -> str:
+        """What a gradient that is no number takes away."""
+        return (
+            "the step was not taken" if self._steps and not self._aside.earlier else "this micro-batch was left out of the step"
+        )
 
     def _keep_gradients(self, scaled: bool) -> None:
         if not self._lost:
@@ -290,10 +305,13 @@ class Training:
 
     def _finite(self, tensors: Sequence[Tensor]) -> bool:
         good = all_finite(tensors)
-        return good if self.around.replicated else self._agree(good)
+        return good if self.around.replicated and not self._apart else self._agree(good)
+
+    def _mean(self, gradient: Tensor) -> Tensor:
+        return gradient.copy_(self.around.reduce(gradient.contiguous()) / self.around.world)
 
     def _guilty(self) -> list[str]:
-        present = self.step.losses.present.tolist()
+        present = self.step.losses.places
         return whose(self.model, self.weighting, [name for task, name in enumerate(self.tasks) if task in present])
 
     @property

@@ -1,6 +1,6 @@
 """What a step with a number that is not finite must not spoil: gradients that add up, and running statistics. Pure torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,20 +62,28 @@ class Aside:
 
     Args:
         parameters: whose.
+        mean: over processes, where one is about to be taken of the earlier and the new ones together: the earlier ones then stay
+            in place, and copies are set aside. None where they need none any more, or not yet.
+
+    Attributes:
+        earlier: whether there are any.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], mean: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._mean = mean
         self._kept = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        self.earlier = bool(self._kept)
+        if mean is not None:
+            self._kept = [(parameter, gradient.clone()) for parameter, gradient in self._kept]
+            return
         for parameter, _ in self._kept:
             parameter.grad = None
 
     def add(self) -> None:
         """Add them to the new ones."""
-        for parameter, gradient in self._kept:
-            if parameter.grad is None:
-                parameter.grad = gradient
-            elif gradient is not None:
-                parameter.grad = gradient.add_(parameter.grad)
+        if self._mean is None:
+            for parameter, gradient in self._kept:
+                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
         self._kept = []
 
     def only(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -86,4 +94,6 @@ class Aside:
         """
         for parameter in parameters:
             parameter.grad = None
-        self.add()
+        for parameter, gradient in self._kept:
+            parameter.grad = gradient if self._mean is None else self._mean(gradient)
+        self._kept = []

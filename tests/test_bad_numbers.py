@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mtl_lightning.bad_numbers import BadNumberMeter, BadNumbers, Fault, merged
 from mtl_lightning.batch import Batch
@@ -258,15 +259,100 @@ def test_a_loss_scaler_that_finds_no_scale_ends_the_run(tmp_path: Path, capsys: 
     assert checkpoint(tmp_path / "tiny")["global_step"] == 33
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_validation_within_an_epoch_ends_the_run_with_all_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--data.init_args.spoil={val-3: image}", "--trainer.max_epochs=1", "--trainer.val_check_interval=2"]
+    with pytest.raises(SystemExit):
+        fit(tmp_path, *more, "--model.bad_numbers.policy=raise")
+    assert "sample val-3" in capsys.readouterr().err
+    assert checkpoint(tmp_path / "tiny")["global_step"] == 2
+    assert fit(tmp_path, *more, "--ckpt_path=last")["global_step"] == 6
+
+
+class Reads(TorchFunctionMode):
+    """Counts how often numbers are asked for, which on a GPU waits for all that is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(function, "__name__", "") in ("tolist", "item", "cpu", "__bool__", "__int__", "__float__", "numpy")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "most"), [("Equal", 3), ("NashMTL", 3)])
+def test_a_steps_losses_are_read_from_the_device_once(name: str, most: int) -> None:
+    """Beside them, what was made of them on the host, and the weights of a method from losses."""
+    run = Spoilt(name, nothing)
+    batch = run._batch(0)
+    run.training.prepare(batch)
+    with Reads() as reads:
+        run.training.objective(batch)
+    assert reads.count <= most
+
+
+def rows_of(first: int, kinds: dict[int, str]) -> str:
+    """What is wrong with the rows at these places of the first epoch, with seed 0."""
+    order = [pick.row for pick in EpochSampler(list(range(first)), shuffle=True, seed=0)]  # type: ignore[arg-type]
+    return "--data.init_args.spoil={" + ", ".join(f"train-{order[place]}: {kind}" for place, kind in kinds.items()) + "}"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_bad_micro_batch_costs_itself_alone_and_is_in_the_log_of_its_step(tmp_path: Path) -> None:
+    """The first and the last of three steps of two; test_distributed has the same on two processes."""
+    spoil = rows_of(48, {1: "gradient", 5 * 8 + 3: "gradient"})
+    state = fit(tmp_path, spoil, "--data.init_args.seed=0", "--model.tasks.level=tests.spoilt.Rooted", "--trainer.max_epochs=1",
+                "--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=1")  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "tiny/metrics.csv").open()))
+    assert [(row["step"], float(row["value"])) for row in rows if row["name"] == "bad/gradient/level"] == [
+        ("0", 1),
+        ("1", 1),
+        ("2", 2),
+    ]
+    # The good ones of the same steps count.
+    assert {int(value["step"]) for value in state["optimizer_states"][0]["state"].values()} == {3}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["image", "level", "infinite", "gradient"])
-@pytest.mark.parametrize("method", ["UW", "NashMTL"])
-def test_two_processes_of_which_one_has_the_bad_sample(tmp_path: Path, kind: str, method: str) -> None:
+@pytest.mark.parametrize("method", [["FAMO", "fraction=0.75"], ["NTKMTL", "blocks=2"]])
+def test_rows_keep_their_places_where_a_method_goes_by_them(tmp_path: Path, method: list[str]) -> None:
+    """The first rows of each batch, and blocks of rows."""
+    from tests.test_distributed import assert_as_one
+
+    spoil = rows_of(96, {9: "image", 32: "image", 47: "image"})
+    more = ["--data=tests.spoilt.SpoiltDataModule", spoil, "--data.init_args.rows=96", "--data.init_args.seed=0",
+            f"--model.weighting={method[0]}", f"--model.weighting.init_args.{method[1]}"]  # fmt: skip
+    assert_as_one(tmp_path, 2, {method[0]: more})
+
+
+@pytest.mark.slow
+def test_a_part_of_a_batch_is_one_on_all_processes(tmp_path: Path) -> None:
+    """Without the bad image, 0.9 of one process's rows would be all of them, and of the other's a part."""
+    from tests.test_distributed import run
+
+    spoil = ["--data=tests.spoilt.SpoiltDataModule", "--data.init_args.spoil={train-5: image}"]
+    run(tmp_path, 5, *spoil, "--data.init_args.rows=40", "--data.init_args.num_workers=0",
+        "--model.weighting=FAMO", "--model.weighting.init_args.fraction=0.9",
+        "--data.init_args.hidden={}", "--trainer.devices=2", "--trainer.strategy=ddp")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "kind", "accumulate"),
+    [
+        *((method, kind, 1) for method in ("UW", "NashMTL") for kind in ("image", "level", "infinite", "gradient")),
+        ("UW", "gradient", 2),
+        ("NashMTL", "infinite", 2),
+    ],
+)
+def test_two_processes_of_which_one_has_the_bad_sample(tmp_path: Path, kind: str, method: str, accumulate: int) -> None:
     from tests.test_distributed import numbers, run
 
     more = ["--data=tests.spoilt.SpoiltDataModule", f"--data.init_args.spoil={{train-5: {kind}}}", "--data.init_args.rows=45",
             "--data.init_args.hidden={color: 0.5, level: 0.0, mask: 0.6}", "--data.init_args.num_workers=0",
-            "--model.tasks.level=tests.spoilt.Rooted", f"--model.weighting={method}"]  # fmt: skip
+            "--model.tasks.level=tests.spoilt.Rooted", f"--model.weighting={method}",
+            f"--trainer.accumulate_grad_batches={accumulate}"]  # fmt: skip
     one = run(tmp_path / "one", 8, *more)
     two = run(tmp_path / "two", 4, *more, "--trainer.devices=2", "--trainer.strategy=ddp")
     mine, theirs = checkpoint(one)["state_dict"], checkpoint(two)["state_dict"]
@@ -295,12 +381,12 @@ def test_what_is_left_of_a_batch() -> None:
 
     one = {"image": ["level"]}
     left, found = sieve([sample(0), sample(1, torch.nan), sample(2)], level, one, [False] * 3)
-    assert [row["id"] for row in left] == ["0", "2"] and [str(*fault.ids) for fault in found] == ["1"]
-    # One row alone gets a copy without labels; no row at all becomes one of zeros; a filler's fault was named elsewhere.
-    left, _ = sieve([sample(0), sample(1, torch.inf)], level, one, [False] * 2)
-    assert [(row["id"], "level" in row) for row in left] == [("0", True), ("0", False)]
+    # The others keep their places, and another one without labels takes that of the bad one.
+    assert [(row["id"], "level" in row) for row in left] == [("0", True), ("2", False), ("2", True)]
+    assert [str(*fault.ids) for fault in found] == ["1"]
+    # No row at all: zeros; a filler's fault was named elsewhere.
     left, found = sieve([sample(0, torch.nan), sample(1, torch.inf)], level, one, [False, True])
-    assert len(left) == len(found) == 1 and not left[0]["image"].any() and "level" not in left[0]
+    assert len(left) == 2 and len(found) == 1 and not any(row["image"].any() or "level" in row for row in left)
     # Of two inputs the other one stays, and labels go with the one that is read.
     two: dict[str, list[str]] = {"image": [], "near": ["level"]}
     left, found = sieve([sample(0, other=torch.nan), sample(1)], level, two, [False] * 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtl_lightning.main import main
 from tests.many import on_processes
+from tests.test_bad_numbers import rows_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -56,6 +57,11 @@ CASES = {
     "losses, thaw": ["--model.weighting=UW", "--model.freeze={stages: 1, epochs: 1}"],
     "gradients, accumulate": ["--model.weighting=NashMTL", "--trainer.gradient_clip_val=0.5",
                               "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=4"],
+    # In epoch 0 one micro-batch before the processes' sum, and one with which it is taken, of one process.
+    "losses, accumulate, bad": ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2",
+                                "--data=tests.spoilt.SpoiltDataModule", "--data.init_args.seed=0",
+                                rows_of(93, {1: "gradient", 3 * 8 + 2: "gradient", 8 * 8: "image"}),
+                                "--model.tasks.level=tests.spoilt.Rooted"],
     "features, thaw": ["--model.weighting=IMTL", "--model.engine.gradients=features", "--model.engine.update_every=2",
                        "--model.freeze={stages: 1, epochs: 1}"],
 }  # fmt: skip

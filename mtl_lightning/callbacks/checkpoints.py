@@ -146,9 +146,13 @@ class LastCheckpoint(Checkpoint):
         """Save what was due at the batch before the validation, or where the validation ends the run in mid-epoch."""
         if trainer.state.fn != "fit":
             self._stop.leave()
-        elif trainer.sanity_checking:
             return
-        elif self._pending or (self._ends(trainer) and self._stepped and not trainer.is_last_batch):
+        if trainer.sanity_checking:
+            return
+        between = self._stepped and not trainer.is_last_batch
+        if between:
+            self._halt(trainer, pl_module)
+        if self._pending or (between and self._ends(trainer)):
             self._save_or_finish(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+
+from mtl_lightning.sums import gather
 
 Generators = dict[str, Any]
 """The state of one process's generators, of plain types that safe loading takes."""
@@ -30,12 +31,7 @@ def everyones(world: int) -> list[Generators]:
     Args:
         world: their number.
     """
-    mine = generators()
-    if world == 1:
-        return [mine]
-    found: list[Any] = [None] * world
-    dist.all_gather_object(found, mine)
-    return found
+    return gather(generators(), world)
 
 
 def restore(state: Generators) -> None:

@@ -40,10 +40,10 @@ def bad_input(value: Any) -> bool:
 def sieve(
     samples: Sequence[Sample], targets: Mapping[str, TargetSpec], inputs: Mapping[str, Sequence[str]], fillers: Sequence[bool]
 ) -> tuple[list[Sample], list[Fault]]:
-    """Take out inputs and labels that are not finite, and rows of which no input is left.
+    """Take out inputs and labels that are not finite.
 
-    A batch keeps a row without any label where all would be gone (of zeros), and two where one would be left (a copy), of which
-    alone batch norm might take no variance.
+    In place of a row of which no input is left stands another one without its labels, or zeros where no row is left: the batch
+    keeps its length and the rows their places, by which processes go.
 
     Args:
         samples: finished.
@@ -52,19 +52,18 @@ def sieve(
         fillers: which rows only fill up the batch; what is bad in these is not named.
 
     Returns:
-        What is left, and what was bad.
+        As many samples, and what was bad.
     """
-    kept: list[Sample] = []
+    rows: list[Sample | None] = []
     faults: list[Fault] = []
     for sample, filler in zip(samples, fillers, strict=True):
         left, found = _sifted(sample, targets, inputs)
         faults += [] if filler else found
-        if left is not None:
-            kept.append(left)
-    if not kept:
-        kept.append(_blank(samples[0], inputs))
-    elif len(kept) == 1 < len(samples):
-        kept.append({key: kept[0][key] for key in ("id", "size", "words", *inputs) if key in kept[0]})
+        rows.append(left)
+    kept = [row for row in rows if row is not None]
+    if len(kept) < len(rows):
+        others = [_unlabelled(row, inputs) for row in kept] or [_blank(sample, inputs) for sample in samples]
+        kept = [others[place % len(others)] if row is None else row for place, row in enumerate(rows)]
     return kept, faults
 
 
@@ -85,6 +84,10 @@ def _sifted(
             faults.append(Fault("target", task, (name,), "it counts as missing"))
             gone.add(task)
     return {key: value for key, value in sample.items() if key not in gone} if gone else sample, faults
+
+
+def _unlabelled(sample: Sample, inputs: Mapping[str, Sequence[str]]) -> Sample:
+    return {key: sample[key] for key in ("id", "size", "words", *inputs) if key in sample}
 
 
 def _blank(sample: Sample, inputs: Mapping[str, Sequence[str]]) -> Sample:

@@ -114,8 +114,7 @@ class GradientEngine(nn.Module):
 
     def wants_blocks(self, losses: Losses) -> bool:
         """Whether the losses of each block of rows are needed in this step."""
-        looks = self.balance.due(losses.present.tolist(), self.options.update_every)
-        return self.blocks > 1 and looks and not self.cuts
+        return self.blocks > 1 and not self.cuts and self.balance.due(losses.places, self.options.update_every)
 
     def sharing(self, frozen: Collection[nn.Parameter]) -> Sharing:
         """The parameters that learn, sorted; anew where other ones are frozen."""
@@ -136,7 +135,7 @@ class GradientEngine(nn.Module):
 
     def hold(self, losses: Losses, penalties: Sequence[Tensor]) -> Tensor:
         """Take a step's losses, and give the scalar that the trainer scales and sends back to :meth:`backward`."""
-        present = losses.present.tolist()
+        present = losses.places
         part, factors, learnt = self._parts[0].from_losses, [1.0] * len(present), None
         if part is not None and present:
             places = torch.tensor(present, device=losses.values.device)
@@ -181,7 +180,7 @@ class GradientEngine(nn.Module):
             scale: of the loss scaler.
         """
         every = self.options.watch_every
-        if every and int(self.balance.calls) % every == 0 and len(losses.present) > 1:
+        if every and int(self.balance.calls) % every == 0 and len(losses.places) > 1:
             with still(self._model[0]):
                 jacobian, present = self.jacobian(losses, frozen, scale, keep=True)
             gramian = gramian_of(jacobian).cpu()
@@ -200,16 +199,16 @@ class GradientEngine(nn.Module):
             scale: of the losses in the backward passes, against underflow in half precision; taken out again.
             keep: whether the graph is needed again.
         """
-        share, held = self.sharing(frozen), Held(losses, losses.present.tolist())
+        share, held = self.sharing(frozen), Held(losses, losses.places)
         rows = losses.values.new_zeros(len(held.present), share.size, dtype=share.dtype)
         if not share.shared:
-            return rows, losses.present.cpu()
+            return rows, torch.tensor(losses.places, dtype=torch.long)
         one = losses.values.new_tensor(scale)
         with torch.autocast(rows.device.type, enabled=False):
             for row, name in enumerate(held.names):
                 again = keep or row < len(held.names) - 1
                 flat(held.gradient([row], share.used_by(name), one, again), share.shared, rows[row])
-        return self._mean(rows).div_(scale), losses.present.cpu()
+        return self._mean(rows).div_(scale), torch.tensor(losses.places, dtype=torch.long)
 
     def weighted_gradient(
         self, losses: Losses, weights: Tensor, parameters: Sequence[nn.Parameter], scale: float
@@ -222,7 +221,7 @@ class GradientEngine(nn.Module):
             parameters: by these.
             scale: as in :meth:`jacobian`.
         """
-        held = Held(losses, losses.present.tolist())
+        held = Held(losses, losses.places)
         one, chosen = losses.values.new_tensor(scale), weights.detach().double().cpu()[held.present]
         found: Gradients = {}
         if held.present:

@@ -36,7 +36,8 @@ class Held:
         self.names = [names[position] for position in self.present]
         self.scalars = [losses.scalars[name] for name in self.names]
         self.blocks = [losses.blocks.get(name, []) for name in self.names]
-        self.values = losses.values.double().cpu()[self.present] * torch.tensor(self.factors, dtype=torch.float64)
+        chosen = [losses.numbers[position] for position in self.present]
+        self.values = torch.tensor(chosen, dtype=torch.float64) * torch.tensor(self.factors, dtype=torch.float64)
         self.raw = losses.values.new_tensor(float(self.values.sum())).requires_grad_()
 
     def only(self, rows: Sequence[int]) -> None:
