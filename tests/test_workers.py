@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_a_dead_worker(trap: str, words: list[str], after_a_fit: bool) -> None:
     assert time.monotonic() - start < 100, "it is noticed when the time for the batch is over"
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_ones_own_data_is_told_at_once(workers: int) -> None:
+    rows, start = TrapDataset("train", 12, 0, {}, (16, 16)), time.monotonic()
+
+    def refuse(sample: object) -> NoReturn:
+        raise OSError("a disk of one's own")
+
+    order = EpochSampler(augmented := AugmentedDataset(rows, refuse, 0), shuffle=False, seed=0)
+    with pytest.raises(OSError, match="of one's own"):
+        list(ResumableLoader(augmented, SPEC, order, 3, drop_last=False, num_workers=workers, pin_memory=False, timeout=60))
+    assert time.monotonic() - start < 4
 
 
 def test_a_stuck_worker_is_an_error_in_time_and_its_rows_are_named() -> None:

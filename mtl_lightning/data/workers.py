@@ -19,6 +19,8 @@ WORKER_TIMEOUT = 300.0
 SHOWN = 32
 """Rows that a message lists."""
 DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)(.*)", re.DOTALL)
+RAISED = "Caught "
+"""How torch begins an error that a worker raised, and did not die of."""
 LATE = re.compile(r"DataLoader timed out after")
 GRACE = 5.0
 """Seconds in which a worker that broke a connection is seen to be dead, and those of a failed loader end by themselves."""
@@ -117,6 +119,8 @@ class Workers:
             return self._late(rows())
         if isinstance(error, RuntimeError) and not DIED.search(str(error)):
             return None
+        if not self._processes or str(error).startswith(RAISED):
+            return worker_error(error)
         # What a dying worker was sending breaks off, mostly before it is known to be dead.
         for _ in range(int(GRACE / 0.05)):
             with suppress(RuntimeError):  # torch's, of the same death
