@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from mtl_lightning.errors import ConfigError, TrainingError
+from mtl_lightning.checks import at_least
+from mtl_lightning.errors import TrainingError
 
 PATIENCE = 30
 """Steps in which a loss scaler may look for its scale, before an overflow is no matter of the scale any more."""
@@ -35,8 +36,7 @@ class BadNumbers:
 
     def __post_init__(self) -> None:
         """Check the number."""
-        if self.in_a_row < 1:
-            raise ConfigError(f"model.bad_numbers.in_a_row is {self.in_a_row}, expected 1 or more")
+        at_least("model.bad_numbers.in_a_row", self.in_a_row, 1)
 
 
 class Fault(NamedTuple):

@@ -38,6 +38,13 @@ class Builder:
             raise Located(explain(error, key, made, kwargs)) from error
 
 
+def origin(error: BaseException) -> BaseException:
+    """The error of ours that another one was raised from; where there is none, the first of all."""
+    while not isinstance(error, MTLError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def explain(error: Exception, key: str, made: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """A refusal in a user's words.
 
@@ -47,9 +54,7 @@ def explain(error: Exception, key: str, made: Callable[..., Any], arguments: Map
         made: what was called with them.
         arguments: by name.
     """
-    cause: BaseException = error
-    while not isinstance(cause, MTLError) and cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = origin(error)
     text = " ".join(str(cause).split()) or type(cause).__name__
     text = text if isinstance(cause, MTLError) else _first(text)
     if f"{key}." in text:

@@ -1,5 +1,6 @@
 """LightningCLI with a folder for every run, and resuming."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import mtl_lightning.heads
 import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting
-from mtl_lightning.blame import REFUSALS, Builder, Located, explain
+from mtl_lightning.blame import REFUSALS, Builder, Located, explain, origin
 from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
@@ -39,8 +40,8 @@ from mtl_lightning.callbacks.whole import WholeCheckpointIO
 from mtl_lightning.checkpoint import load_checkpoint, restore_tasks
 from mtl_lightning.config import CheckpointOptions, TaskKeepingParser, TrackingOptions
 from mtl_lightning.encoders.weights import without_pretrained
-from mtl_lightning.errors import ConfigError, MTLError
-from mtl_lightning.examine import check_trainer, examine
+from mtl_lightning.errors import CheckpointError, ConfigError, MTLError
+from mtl_lightning.examine import examine
 from mtl_lightning.launch import LAUNCHED, Peers
 from mtl_lightning.precision import check_precision, for_predictions
 from mtl_lightning.runs import (
@@ -71,6 +72,8 @@ class MTLCLI(LightningCLI):
     started: ClassVar[int] = 0
     """Runs of this process so far."""
     folder: Path
+    which: str | None = None
+    """``--ckpt_path``."""
     checkpoint: Path | None = None
     wandb: dict[str, str] | None = None
     """What identifies the W&B run."""
@@ -94,26 +97,26 @@ class MTLCLI(LightningCLI):
         command = self.config.get("subcommand")
         if command:
             examine(command, self.config[command].as_dict())
-        path = self.config[command].get("ckpt_path") if command else None
-        if path not in (None, "last", "best", "auto"):
-            # Before Lightning opens it, to look for hyperparameters that ours do not have.
-            load_checkpoint(Path(path))
+        if command and "ckpt_path" in self.config[command]:
+            # Lightning would open it, to look for hyperparameters that ours do not have; and config.yaml starts a run of its own.
+            self.which, self.config[command].ckpt_path = self.config[command].ckpt_path, None
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and the run's folder."""
         config = self.config[self.subcommand]
-        root, name, which = Path(config.runs), config.name, config.get("ckpt_path")
+        root, name, which = Path(config.runs), config.name, self.which
         check_name(name)
-        self.decided = self._agreed(lambda: os.pathsep.join(str(path or "") for path in self._decide(root, name, which)))
-        checkpoint, folder = self.decided.split(os.pathsep)
+        self.decided = self._agreed(lambda: json.dumps([str(path or "") for path in self._decide(root, name, which)]))
+        checkpoint, folder = json.loads(self.decided)
         self.folder, self.checkpoint = Path(folder), Path(checkpoint) if checkpoint else None
+        if self.checkpoint is not None and not self.checkpoint.is_file():
+            raise CheckpointError(
+                f"{self.checkpoint}: the first process found it, and this machine does not; put it on a disk that all share"
+            )
         if self.subcommand == "predict":
             check_folder(self._predictions())
         self.resumed = self.subcommand == "fit" and which in ("last", "auto") and self.checkpoint is not None
-        resolved = config.clone()
-        if "ckpt_path" in resolved:
-            resolved.ckpt_path = None  # so that config.yaml starts a run of its own
-        self.dump = self._parser(self.subcommand).dump(resolved, skip_none=False)
+        self.dump = self._parser(self.subcommand).dump(config, skip_none=False)
         self.loggers = _listed(config.trainer.logger)
         if self.subcommand == "fit":
             self.wandb = prepare(self.loggers, self.folder, self.checkpoint if self.resumed else None)
@@ -164,9 +167,7 @@ class MTLCLI(LightningCLI):
             with without_pretrained() if self.checkpoint is not None else nullcontext():
                 super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
-            cause: BaseException = error
-            while not isinstance(cause, MTLError) and cause.__cause__ is not None:
-                cause = cause.__cause__
+            cause = origin(error)
             raise cause if isinstance(cause, MTLError) else ConfigError(f"{cause}; change the configuration") from error
 
     def after_instantiate_classes(self) -> None:
@@ -267,12 +268,11 @@ class MTLCLI(LightningCLI):
         if peers is not None:
             peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
             if "LOCAL_RANK" not in os.environ:
-                os.environ[LAUNCHED] = "{}:{}".format(*peers.address)
+                os.environ[LAUNCHED] = "{}:{}:{}".format(*peers.address, os.getpid())
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand].trainer
         try:
-            check_trainer(config)
             return super().instantiate_trainer(**kwargs)
         except (*REFUSALS, MisconfigurationException) as error:
             raise Located(explain(error, "trainer", MultiTaskTrainer, config.as_dict())) from error

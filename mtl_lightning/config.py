@@ -1,7 +1,6 @@
 """Reading the configuration: its own entries, and a later file that must not make tasks disappear."""
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mtl_lightning.checks import at_least
+from mtl_lightning.checks import above, at_least
 from mtl_lightning.errors import ConfigError
 
 
@@ -37,10 +36,10 @@ class CheckpointOptions:
 
     def __post_init__(self) -> None:
         """Refuse spans of no length."""
-        if self.every_n_steps is not None and self.every_n_steps < 1:
-            raise ConfigError(f"checkpoint.every_n_steps is {self.every_n_steps}, expected 1 or more, or null")
-        if self.every_minutes is not None and not 0 < self.every_minutes < math.inf:
-            raise ConfigError(f"checkpoint.every_minutes is {self.every_minutes:g}, expected more than 0, or null")
+        if self.every_n_steps is not None:
+            at_least("checkpoint.every_n_steps", self.every_n_steps, 1)
+        if self.every_minutes is not None:
+            above("checkpoint.every_minutes", self.every_minutes, 0)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 from mtl_lightning.errors import ConfigError, MTLError, TrainingError
 
 LAUNCHED = "MTL_LIGHTNING_RUN"
-"""Environment variable that tells processes started by another one of the run where the first one is."""
+"""Environment variable that tells processes started by another one of the run where the first one is: host:port:process."""
 MEET = 600.0
 """Seconds to wait for the first process, which may be started later or import more slowly."""
 POLL = 0.5
@@ -188,19 +188,37 @@ def meet(number: int) -> Peers | None:
         return Peers((environment.main_address, environment.main_port), first, first and not served, number, size)
     node, local = int(given.get("NODE_RANK", given.get("GROUP_RANK", 0))), int(given.get("LOCAL_RANK", 0))
     if LAUNCHED in given and local:
-        host, _, port = given[LAUNCHED].rpartition(":")
-        return Peers((host, int(port)), False, False, 0)
+        host, port, starter = given[LAUNCHED].rsplit(":", 2)
+        met = threading.Event()
+        threading.Thread(target=_leave_with, args=(int(starter), met), daemon=True, name="starter").start()
+        peers = Peers((host, int(port)), False, False, 0)
+        met.set()
+        return peers
     by_hand = LAUNCHED not in given and ("LOCAL_RANK" in given or "NODE_RANK" in given)
     if not by_hand or not {"MASTER_ADDR", "MASTER_PORT"} <= given.keys():
         return None
     first, world = node == local == 0, int(given["WORLD_SIZE"]) if "WORLD_SIZE" in given else None
+    if world == 1:
+        return None
     return Peers((given["MASTER_ADDR"], int(given["MASTER_PORT"])), first, first, number, world)
+
+
+def _leave_with(starter: int, met: threading.Event) -> None:
+    """End this process where the one that started it has ended, until both have met.
+
+    It may have been ended while this one was still importing, and there is nobody to answer then.
+    """
+    # Windows does not tell of a parent that ended.
+    while os.name == "posix" and not met.wait(POLL):
+        if os.getppid() != starter:
+            os._exit(1)
 
 
 def out_of_touch(error: BaseException) -> MTLError | None:
     """What to say where another process went without a word; None for other errors."""
     said = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, DistError) or "gloo" in said or "onnection closed by peer" in said:
+    torchs = isinstance(error, RuntimeError) and ("gloo" in said or "onnection closed by peer" in said)
+    if torchs or isinstance(error, DistError):
         return TrainingError(
             f"another process of the run ended without a message, or did not answer in time ({said[:200]}): was it killed, or "
             "out of memory? What was saved stands, and --ckpt_path last goes on from there"

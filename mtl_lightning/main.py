@@ -53,6 +53,9 @@ def main(args: ArgsType = None) -> None:
             return
         peers = MTLCLI.peers = meet(MTLCLI.started)
         TaskKeepingParser.speaks = (lambda: True) if peers is None else peers.fail
+        if peers is not None and not peers.first and not rank_zero_only.rank:  # type: ignore[attr-defined]
+            # Started by hand with NODE_RANK alone: until the trainer knows better, each node would take itself for the first.
+            rank_zero_only.rank = 1  # type: ignore[attr-defined]
         MTLCLI.started += 1
         MTLCLI(
             MultiTaskModule,

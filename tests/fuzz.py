@@ -1,13 +1,15 @@
 """Hostile and harmless changes of every leaf of a configuration, made from what the classes it names say they take."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from mtl_lightning.config import CheckpointOptions, TrackingOptions
 from mtl_lightning.data.base import MultiTaskDataModule
-from mtl_lightning.hints import Types, options
+from mtl_lightning.hints import options
 from mtl_lightning.module import MultiTaskModule
 from mtl_lightning.trainer import MultiTaskTrainer
 from mtl_lightning.typos import parameters
@@ -21,13 +23,16 @@ ROOTS: dict[str, Callable[..., Any]] = {
     "checkpoint": CheckpointOptions,
     "tracking": TrackingOptions,
 }
-TOP = {"name": str, "runs": str, "seed_everything": bool | int}
-TRAINER = (
-    "max_epochs", "max_steps", "devices", "precision", "limit_train_batches", "limit_val_batches", "check_val_every_n_epoch",
-    "val_check_interval", "log_every_n_steps", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
-    "num_sanity_val_steps", "accelerator", "strategy", "max_time", "deterministic",
-)  # fmt: skip
-"""Of the trainer's own arguments those that people set."""
+TOP = {"name": str, "runs": str, "seed_everything": bool | int, "weights_only": bool | None}
+NOT_WALKED = {
+    "logger": "goes beside metrics.csv; tests of tracking give one",
+    "callbacks": "go beside the run's own",
+    "plugins": "go beside the run's own",
+    "profiler": "an object, or a name that prints pages",
+    "enable_progress_bar": "is passed on as it suits the terminal",
+    "fast_dev_run": "is set for all cases here",
+}
+"""Of the trainer's arguments those that are left alone, and why."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def leaves(config: Mapping[str, Any]) -> Iterator[Leaf]:
     for name, value in config.items():
         if name in ROOTS:
             known = parameters(ROOTS[name])
-            chosen = {key: each for key, each in value.items() if name != "trainer" or key in TRAINER}
+            chosen = {key: each for key, each in value.items() if name != "trainer" or key not in NOT_WALKED}
             yield from _arguments((name,), chosen, ROOTS[name], known)
         elif name == "data":
             yield from _value((name,), value, None, MultiTaskDataModule)
@@ -110,8 +115,27 @@ def _record(hint: Any) -> Any:
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of a type."""
-    return not list(Types({"key": hint})({"key": value}))
+    """Whether a value is of a type; of a class, whether it can be a description of one."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or hint is type:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(each, value) for each in inner)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in inner)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint in (bool, int, float):
+        return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(inner[-1], each) for each in value.values())
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return isinstance(value, list) and len(value) == len(inner) and all(map(fits, inner, value))
+    if origin in (list, tuple, set, Sequence, Iterable):
+        return isinstance(value, list) and all(fits(inner[0], each) for each in value)
+    return isinstance(value, str | dict)
 
 
 def hostile(leaf: Leaf) -> list[Any]:

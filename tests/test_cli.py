@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,6 +240,22 @@ def test_fit_from_a_path_starts_a_new_folder(tmp_path: Path) -> None:
     call("fit", tmp_path, "--ckpt_path", str(tmp_path / "tiny/checkpoints/last.ckpt"), "--trainer.max_epochs=3")
     assert len(values(tmp_path / "tiny", "val/score")) == 2
     assert len(values(tmp_path / "tiny-2", "val/score")) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_may_have_colons_and_a_checkpoint_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, reads, original = tmp_path / "12:30:00", list[str](), torch.load
+
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        reads.append(str(getattr(file, "name", file)))
+        return original(file, *args, **kwargs)
+
+    call("fit", folder, "--trainer.limit_val_batches=0", "--trainer.max_steps=1")
+    path = folder / "tiny/checkpoints/last.ckpt"
+    monkeypatch.setattr(torch, "load", load)
+    call("fit", folder, "--ckpt_path", str(path), "--trainer.limit_val_batches=0", "--trainer.max_steps=2")
+    assert (folder / "tiny-2/checkpoints/last.ckpt").exists()
+    assert len(reads) == 2, reads  # to see that it is whole, and by the trainer
 
 
 def test_without_validation_there_is_a_last_checkpoint_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtl_lightning.blame import Builder, Located, explain
+from mtl_lightning.config import CheckpointOptions
+from mtl_lightning.data.workers import check_timeout
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.hints import Types
 from mtl_lightning.main import main
@@ -67,6 +70,12 @@ def test_an_anchor_may_be_used_often(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--model.tasks.mask.init_args.head.init_args.dropout=7", ["model.tasks.mask.init_args.head.init_args.dropout is 7"]),
         ("--model.tasks.color.init_args.label_smoothing=7", ["model.tasks.color.init_args.label_smoothing is 7.0"]),
         ("--nonsense=3", ["nonsense"]),
+        ("--trainer.default_root_dir=elsewhere", ["trainer.default_root_dir is elsewhere", "set runs"]),
+        ("--trainer.enable_checkpointing=false", ["trainer.enable_checkpointing is false", "leave it out"]),
+        ("--trainer.barebones=true", ["trainer.barebones is true", "leave it out"]),
+        ("--weights_only=false", ["weights_only is false", "true or null"]),
+        ("--checkpoint.every_n_steps=0", ["checkpoint.every_n_steps is 0", "1 or more"]),
+        ("--checkpoint.every_minutes=0", ["checkpoint.every_minutes is 0.0", "> 0"]),
     ],
 )
 def test_an_option_that_cannot_be(option: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,3 +119,31 @@ def test_the_place_of_what_was_refused_is_found_among_alikes() -> None:
         Builder(config)(Two, first=1.0, second=-2.0)
     ours = ConfigError("label first is -1, expected 0 or more")
     assert explain(ours, "model.x", Two, {"first": -1}) == "label model.x.first is -1, expected 0 or more"
+
+
+class Clamped(torch.optim.SGD):
+    """A class of one's own, with a default that no finite number can stand for."""
+
+    def __init__(self, params: Any, lr: float = 0.01, ceiling: float = float("inf"), floor: float = float("nan")) -> None:
+        super().__init__(params, lr)
+        self.ceiling, self.floor = ceiling, floor
+
+
+def test_what_a_class_has_by_itself_need_not_be_finite(tmp_path: Path, no_pictures: None, capsys: Any) -> None:
+    own = "--model.optimizer=tests.test_config_files.Clamped"
+    words = ["fit", "--config", str(TINY), "--runs", str(tmp_path), "--trainer.max_steps=1", own]
+    main([*words, "--name=own"])
+    main(["fit", "--config", str(tmp_path / "own/config.yaml")])  # as it was written
+    for value in (".nan", "-.inf"):
+        with pytest.raises(SystemExit):
+            main([*words, f"--model.optimizer.init_args.ceiling={value}"])
+        assert "model.optimizer.init_args.ceiling is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0])
+def test_numbers_are_in_their_range(value: float) -> None:
+    with pytest.raises(ConfigError, match=f"checkpoint.every_minutes is {value}, expected > 0"):
+        CheckpointOptions(every_minutes=value)
+    if value:
+        with pytest.raises(ConfigError, match=f"worker_timeout is {value}, expected 0 or more"):
+            check_timeout(value)

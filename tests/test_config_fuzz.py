@@ -37,8 +37,11 @@ BUILT_ONLY = ("devices", "strategy", "accelerator", "precision", "logger")
 ENDLESS = {"num_ops", "layers", "devices"}
 """So many processes or layers would be made one by one: no value is refused by whoever makes them before the machine gives up."""
 
-TIED = {"channels", "only"}
-"""Entries whose other values need another entry to be changed with them: the encoder's channels, the names of the tasks."""
+TIED = {"channels", "only", "threshold"}
+"""Entries whose other values need another entry to be changed with them: the encoder's channels, the names of the tasks, the loss
+that has a threshold."""
+ONE_VALUE = {"num_nodes", "sync_batchnorm", "overfit_batches", "barebones"}
+"""Of the trainer: other values need several machines or a GPU, or are refused whatever they are."""
 ON_GPUS = {"capturable", "differentiable", "fused"}
 """Flags of torch's optimizers that it refuses in its own step only, for what they are meant for is not here."""
 
@@ -89,11 +92,13 @@ class Bench:
             self.built.append((MultiTaskTrainer, kwargs))
             made(trainer, **kwargs)
 
+        @wraps(fit)
         def spied_fit(trainer: Any, *args: Any, **kwargs: Any) -> None:
             self.config = yaml.safe_load((Path(trainer.default_root_dir) / "config.yaml").read_text())
             datamodule = kwargs["datamodule"]
-            self.built.append((None, {"seed_everything": datamodule.seed, "name": Path(trainer.default_root_dir).name,
-                                      "runs": str(Path(trainer.default_root_dir).parent)}))  # fmt: skip
+            folder = Path(trainer.default_root_dir)
+            self.built.append((None, {"seed_everything": datamodule.seed, "name": folder.name, "runs": str(folder.parent),
+                                      "weights_only": kwargs["weights_only"]}))  # fmt: skip
             if self.only_build:
                 raise SystemExit(0)
             fit(trainer, *args, **kwargs)
@@ -110,8 +115,8 @@ class Bench:
         code, out, _ = self._call(["--config", str(file), *small, "--print_config"])
         assert code == 0
         config: dict[str, Any] = yaml.safe_load(out)
-        for key in ("ckpt_path", "weights_only"):
-            config.pop(key, None)
+        config.pop("ckpt_path", None)
+        config.setdefault("weights_only", None)
         arguments, encoder = config["data"]["init_args"], config["model"]["encoder"]
         arguments |= {"batch_size": 8, "num_workers": 0}
         if "train_size" in arguments:
@@ -235,7 +240,7 @@ def check_unknown(bench: Bench, stem: str, size: int | None) -> None:
 
 def check_harmless(bench: Bench, stem: str, size: int | None) -> None:
     config = bench.resolved(stem)
-    cases = [leaf for leaf in leaves(config) if leaf.name not in {"class_path", *TIED} and harmless(leaf)]
+    cases = [leaf for leaf in leaves(config) if leaf.name not in {"class_path", *TIED, *ONE_VALUE} and harmless(leaf)]
     told = []
     for leaf in sample(cases, size, stem):
         ends = []

@@ -1,6 +1,7 @@
 """Processes that something else starts: one run folder, one message when one of them fails, and none that waits for ever."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtl_lightning.errors import ConfigError
+from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.launch import LAUNCHED, Peers, meet, out_of_touch
 from tests.many import on_processes
 from tests.test_distributed import alone, arguments, assert_equal
@@ -135,8 +136,73 @@ def test_who_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "1")
-    monkeypatch.setenv(LAUNCHED, "127.0.0.1:1")
+    monkeypatch.setenv(LAUNCHED, "127.0.0.1:1:1")
     assert meet(0) is None
+    monkeypatch.delenv(LAUNCHED)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert meet(0) is None
+
+
+MEETING = """
+import os, sys
+from mtl_lightning.launch import LAUNCHED, meet
+os.environ[LAUNCHED] = "127.0.0.1:{port}:" + sys.argv[1]
+os.environ["LOCAL_RANK"] = "1"
+print(os.getpid(), flush=True)
+meet(0)
+"""
+
+
+def gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    state = Path(f"/proc/{process}/stat")
+    # Where nobody asks for the exit codes of orphans.
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not tell of a parent that ended")
+def test_a_process_ends_with_the_one_that_started_it_and_never_answered(tmp_path: Path) -> None:
+    (tmp_path / "meeting.py").write_text(MEETING.format(port=free_port()))
+    line, given = f"'{sys.executable}' '{tmp_path}/meeting.py' $$ & read line", os.environ | {"PYTHONPATH": str(HERE)}
+    shell = subprocess.Popen(["sh", "-c", line], cwd=HERE, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=given)
+    assert shell.stdin is not None and shell.stdout is not None
+    started = int(shell.stdout.readline())
+    time.sleep(3)
+    assert not gone(started)
+    shell.stdin.close()
+    assert_gone([started], shell)
+
+
+def assert_gone(processes: list[int], starter: subprocess.Popen[str]) -> None:
+    starter.wait(timeout=60)
+    end = time.monotonic() + 120
+    while not all(map(gone, processes)) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = [process for process in processes if not gone(process)]
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find a process's children")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_that_still_import_end_with_their_starter(tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-m", "mtl_lightning", *arguments(tmp_path, "net", 2)]
+    starter = subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    listed, found, end = Path(f"/proc/{starter.pid}/task/{starter.pid}/children"), list[int](), time.monotonic() + 200
+    while not found and time.monotonic() < end:
+        time.sleep(0.1)
+        found = [
+            int(each) for each in listed.read_text().split() if b"mtl_lightning" in Path(f"/proc/{each}/cmdline").read_bytes()
+        ]
+    assert found
+    starter.send_signal(how)
+    assert_gone(found, starter)
+    assert starter.returncode != 0
 
 
 def test_tasks_of_slurm_meet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +236,8 @@ def test_what_says_that_another_process_is_gone() -> None:
         out_of_touch(RuntimeError("[gloo/pair.cc:545] Connection closed by peer [127.0.0.1]"))
     )
     assert "ended without a message" in str(out_of_touch(torch.distributed.DistError("Broken pipe")))
+    # What merely names such a thing.
+    assert out_of_touch(ConfigError("trainer.strategy: process_group_backend is 'glou', expected gloo or nccl")) is None
+    assert out_of_touch(DataError("/data/igloo/7.png: is no picture")) is None
+    assert out_of_touch(FileNotFoundError("/data/igloo/7.png")) is None
     assert out_of_touch(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

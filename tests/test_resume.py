@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from mtl_lightning.callbacks.generators import generators
 from mtl_lightning.main import main
 from tests.killer import Stopped
 
@@ -158,6 +159,25 @@ def test_a_signal_ends_the_run_between_two_steps(
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     fit(tmp_path / "cut", "--ckpt_path=last")
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
+
+
+def test_only_runs_that_use_cards_keep_the_streams_of_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.zeros(1)])
+    assert generators()["cuda"] == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert generators()["cuda"] != []
+
+
+def test_streams_of_before_there_were_several_processes_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, "--name=old", "--trainer.max_steps=2")
+    path = tmp_path / "old/checkpoints/last.ckpt"
+    found = torch.load(path, weights_only=True)
+    torch.save(found | {"mtl_random": found["mtl_random"][0]}, path)
+    fit(tmp_path, "--name=old", "--trainer.max_steps=3", "--ckpt_path=last")
+    assert torch.load(path, weights_only=True)["global_step"] == 3
+    assert "draw from new streams" not in caplog.text
 
 
 def test_changed_values_are_used_and_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,9 @@ class Resume(Callback):
         """Print what differs, in fit."""
         if trainer.state.fn != "fit":
             return
-        self._states = checkpoint.get("mtl_random")
+        states = checkpoint.get("mtl_random")
+        # Of before there could be several processes: one's own.
+        self._states = [states] if isinstance(states, dict) else states
         _begin_next_epoch(checkpoint["loops"]["fit_loop"])
         changes = differences(checkpoint.get("mtl_config", ""), self.config)
         if changes:

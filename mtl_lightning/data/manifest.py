@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchvision import tv_tensors
 
+from mtl_lightning.checks import at_least
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.cache import ImageCache, Kept, keep
 from mtl_lightning.data.columns import Column, read_labels, resolve_column
@@ -236,8 +237,7 @@ class ManifestDataModule(MultiTaskDataModule):
         self.split = split if split is not None else Split()
         self.split.check()
         self.manifests = self.split.manifests(manifest)
-        if verify < 0:
-            raise ConfigError(f"data.init_args.verify is {verify}, expected 0 or more")
+        at_least("data.init_args.verify", verify, 0)
         self.sources = {IMAGE: image} if inputs is None else dict(inputs)
         self.inputs = list(self.sources)
         self.image = " or ".join(self.sources.values())

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.checks import at_least
+from mtl_lightning.errors import DataError
 
 MAX_PIXELS = 89_478_485
 """Pixels that a picture may have unless the configuration says otherwise: those from which on Pillow warns.
@@ -21,8 +22,7 @@ PROGRAM = "EPS"
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise :class:`ConfigError` for a limit that no picture keeps."""
-    if max_pixels < 1:
-        raise ConfigError(f"data.init_args.max_pixels is {max_pixels}, expected 1 or more")
+    at_least("data.init_args.max_pixels", max_pixels, 1)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def find_pictures(inputs: Path, column: str = "image") -> Pictures:
 
     Args:
         inputs: a folder, searched with its subfolders (hidden ones and links to folders are left out); a CSV or Parquet file,
-            whose paths are relative to it; or one picture.
+            whose paths are relative to it; or one picture. Unlike those of a data set, which somebody else may have made, its
+            paths may lead anywhere (absolute, by ``..``, by links): whoever predicts names the file, and what is to be read.
         column: of the CSV's paths.
 
     Raises:

@@ -11,7 +11,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
-from mtl_lightning.errors import ConfigError, DataError
+from mtl_lightning.checks import at_least
+from mtl_lightning.errors import DataError
 
 WORKER_TIMEOUT = 300.0
 """Seconds that a batch may take in the workers: less than the ten minutes after which other processes of a run stop waiting."""
@@ -28,8 +29,7 @@ SAVED = "What was saved stays as it is: a fit goes on from there with --ckpt_pat
 
 def check_timeout(seconds: float) -> None:
     """Raise :class:`ConfigError` for what is no time."""
-    if not 0 <= seconds < float("inf"):
-        raise ConfigError(f"data.init_args.worker_timeout is {seconds:g}, expected seconds, or 0 to wait for ever")
+    at_least("data.init_args.worker_timeout", seconds, 0)
 
 
 def worker_error(error: BaseException) -> DataError | None:

@@ -8,6 +8,7 @@ import torch
 import torch._functorch.config as functorch
 from torch import Tensor, nn
 
+from mtl_lightning.checks import at_least
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.gradients.balance import Balance
@@ -45,10 +46,8 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.update_every < 1:
-            raise ConfigError(f"model.engine.update_every is {self.update_every}, expected 1 or more")
-        if self.watch_every < 0:
-            raise ConfigError(f"model.engine.watch_every is {self.watch_every}, expected 0 (never) or more")
+        at_least("model.engine.update_every", self.update_every, 1)
+        at_least("model.engine.watch_every", self.watch_every, 0)
 
 
 class GradientEngine(nn.Module):
