@@ -34,9 +34,11 @@ SECONDS = 120
 """After which a case has hung."""
 BUILT_ONLY = ("devices", "strategy", "accelerator", "precision", "logger")
 """Of the trainer: they start processes, or need what is not here."""
-ENDLESS = {"num_workers", "num_ops", "layers", "devices"}
+ENDLESS = {"num_ops", "layers", "devices"}
 """So many processes or layers would be made one by one: no value is refused by whoever makes them before the machine gives up."""
 
+TIED = {"channels", "only"}
+"""Entries whose other values need another entry to be changed with them: the encoder's channels, the names of the tasks."""
 ON_GPUS = {"capturable", "differentiable", "fused"}
 """Flags of torch's optimizers that it refuses in its own step only, for what they are meant for is not here."""
 
@@ -233,7 +235,7 @@ def check_unknown(bench: Bench, stem: str, size: int | None) -> None:
 
 def check_harmless(bench: Bench, stem: str, size: int | None) -> None:
     config = bench.resolved(stem)
-    cases = [leaf for leaf in leaves(config) if leaf.name != "class_path" and harmless(leaf)]
+    cases = [leaf for leaf in leaves(config) if leaf.name not in {"class_path", *TIED} and harmless(leaf)]
     told = []
     for leaf in sample(cases, size, stem):
         ends = []

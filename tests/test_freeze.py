@@ -57,6 +57,7 @@ def test_frozen_stages_stand_still_until_they_are_thawed(tmp_path: Path, optimiz
         assert any(name.startswith("stages.0.") for name in names) == (epoch >= 2)
 
 
+@pytest.mark.slow
 def test_two_processes_thaw_as_one(tmp_path: Path) -> None:
     frozen = ["--model.freeze={stages: 1, epochs: 1}", "--trainer.max_epochs=2"]
     main(["fit", "--config", str(CONF), "--runs", str(tmp_path / "one"), *test_distributed.EXACT,

@@ -47,4 +47,6 @@ def test_nothing_is_sent_beside_what_must_be(tmp_path: Path, more: list[str], ou
     assert len(seen) == 4
     for step in seen:
         assert numbers(step) == [ddp_buffers, *expected[ours]]
-        assert len(flags(step)) <= 4 and sum(flags(step)) <= 16
+    usual = [step for step in seen if len(flags(step)) <= 3 and sum(flags(step)) <= 7]
+    # Once, DistributedDataParallel tells all processes in which order gradients come.
+    assert len(usual) >= len(seen) - 1 and all(len(flags(step)) <= 5 for step in seen)

@@ -101,7 +101,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             id="plateau, not validated in every epoch",
             marks=pytest.mark.slow,
         ),
-        pytest.param([3, 9], ["--model.weighting=MoDo", "--data.num_workers=1"], id="further batches, worker"),
+        pytest.param([3, 9], ["--model.weighting=MoDo"], id="further batches"),
+        pytest.param(
+            [3, 9], ["--model.weighting=MoDo", "--data.num_workers=1"], id="further batches, worker", marks=pytest.mark.slow
+        ),
         pytest.param(
             [2, 5],
             [*FAMO, "--trainer.accumulate_grad_batches=2"],

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -38,11 +40,34 @@ def loader(trap: str, timeout: float = 60.0) -> ResumableLoader:
         ("exit", ["died (exit code 3)"]),
     ],
 )
-def test_a_dead_worker(trap: str, words: list[str]) -> None:
-    with pytest.raises(DataError) as caught:
-        list(loader(trap))
+@pytest.mark.parametrize("after_a_fit", [False, True])
+def test_a_dead_worker(trap: str, words: list[str], after_a_fit: bool) -> None:
+    before, start = signal.getsignal(signal.SIGCHLD), time.monotonic()
+    if after_a_fit:
+        # The trainer puts back what was there before, and torch sets its own once in a process.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with pytest.raises(DataError) as caught:
+            for _ in loader(trap, timeout=200):
+                time.sleep(0.3)  # as long as a step takes, in which it may die, too
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert time.monotonic() - start < 100, "it is noticed when the time for the batch is over"
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_ones_own_data_is_told_at_once(workers: int) -> None:
+    rows, start = TrapDataset("train", 12, 0, {}, (16, 16)), time.monotonic()
+
+    def refuse(sample: object) -> NoReturn:
+        raise OSError("a disk of one's own")
+
+    order = EpochSampler(augmented := AugmentedDataset(rows, refuse, 0), shuffle=False, seed=0)
+    with pytest.raises(OSError, match="of one's own"):
+        list(ResumableLoader(augmented, SPEC, order, 3, drop_last=False, num_workers=workers, pin_memory=False, timeout=60))
+    assert time.monotonic() - start < 4
 
 
 def test_a_stuck_worker_is_an_error_in_time_and_its_rows_are_named() -> None:

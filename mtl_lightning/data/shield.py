@@ -1,5 +1,6 @@
 """Workers of a loader outlive the signals that ask a run to end: the step that is being finished may need them."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -24,7 +25,9 @@ def shield(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    # The sender decides, and only waiting for a signal tells who that was.
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == os.getppid():
+    # The sender decides, and only waiting for a signal tells who that was. The parent is whose worker this is, and not the
+    # server that may have forked it.
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
             os._exit(0)

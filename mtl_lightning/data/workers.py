@@ -3,10 +3,12 @@
 import multiprocessing
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from mtl_lightning.errors import ConfigError, DataError
@@ -16,6 +18,8 @@ WORKER_TIMEOUT = 300.0
 SHOWN = 32
 """Rows that a message lists."""
 DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal|exited unexpectedly)(.*)", re.DOTALL)
+RAISED = "Caught "
+"""How torch begins an error that a worker raised, and did not die of."""
 LATE = re.compile(r"DataLoader timed out after")
 GRACE = 5.0
 """Seconds in which a worker that broke a connection is seen to be dead, and those of a failed loader end by themselves."""
@@ -76,7 +80,8 @@ class Workers:
         self._processes += [process for process in multiprocessing.active_children() if process not in before]
         while True:
             try:
-                batch = next(batches)
+                with self._alert():
+                    batch = next(batches)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
@@ -87,11 +92,35 @@ class Workers:
                 raise ours from error
             yield batch
 
+    @contextmanager
+    def _alert(self) -> Iterator[None]:
+        """Hear at once of a worker that dies.
+
+        torch listens as well, but once in a process: at the end of a fit the trainer puts back the signal handlers of before it,
+        and a death in a later command would be noticed when the time for the batch is over.
+        """
+        deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+        if not (deaf and self._processes):
+            yield
+            return
+        signal.signal(signal.SIGCHLD, self._child_ended)
+        try:
+            self._child_ended()  # while nobody waited
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _child_ended(self, number: int = 0, frame: FrameType | None = None) -> None:
+        if any(process.exitcode is not None for process in self._processes):
+            raise ChildProcessError("a worker died")
+
     def _explained(self, error: Exception, rows: Callable[[], Sequence[str]]) -> DataError | None:
         if isinstance(error, RuntimeError) and LATE.match(str(error)):
             return self._late(rows())
         if isinstance(error, RuntimeError) and not DIED.search(str(error)):
             return None
+        if not self._processes or str(error).startswith(RAISED):
+            return worker_error(error)
         # What a dying worker was sending breaks off, mostly before it is known to be dead.
         for _ in range(int(GRACE / 0.05)):
             with suppress(RuntimeError):  # torch's, of the same death
