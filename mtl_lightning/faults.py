@@ -1,13 +1,12 @@
 """Whose fault it is that a loss or a gradient is no finite number. Pure torch."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
 from mtl_lightning.bad_numbers import Fault
 from mtl_lightning.batch import Batch
 from mtl_lightning.model import MultiTaskModel
-from mtl_lightning.unspoilt import all_finite
 from mtl_lightning.weighting import Weighting
 
 
@@ -38,10 +37,19 @@ def gradient_faults(tasks: Sequence[str], batch: Batch, lost: str) -> list[Fault
     return [Fault("gradient", name, ids_of(batch, batch.labelled[name]), lost) for name in tasks]
 
 
-def whose(model: MultiTaskModel, weighting: Weighting, present: Sequence[str]) -> list[str]:
-    """The tasks with gradients in their own parameters that are not finite; all present ones where that does not tell."""
+def whose(
+    model: MultiTaskModel, weighting: Weighting, present: Sequence[str], finite: Callable[[Sequence[Tensor]], bool]
+) -> list[str]:
+    """The tasks with gradients in their own parameters that are not finite; all present ones where that does not tell.
+
+    Args:
+        model: the network.
+        weighting: with parameters of its own, perhaps.
+        present: names.
+        finite: whether all numbers of some gradients are finite, on all processes.
+    """
     names = list(model.heads)
     owners = {parameter: next(iter(users)) for parameter, users in model.owners().items() if len(users) == 1}
     owners |= {parameter: names[task] for parameter, task in weighting.owners().items()}
-    bad = {task for parameter, task in owners.items() if parameter.grad is not None and not all_finite([parameter.grad])}
+    bad = {task for parameter, task in owners.items() if parameter.grad is not None and not finite([parameter.grad])}
     return [name for name in present if name in bad] or list(present)

@@ -35,7 +35,8 @@ from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
 from mtl_lightning.restore import check_state
 from mtl_lightning.schedule import Scheduler, run_length
-from mtl_lightning.strategies import check_strategy, check_wrapped, holds_all
+from mtl_lightning.sharding import clip_norm, shard
+from mtl_lightning.strategies import check_sharded, check_strategy, check_wrapped, holds_all
 from mtl_lightning.sums import add_up, gather
 from mtl_lightning.tasks.base import Task
 from mtl_lightning.tasks.choice import choose_tasks
@@ -136,6 +137,11 @@ class MultiTaskModule(pl.LightningModule):
             architecture = self._architecture(self._encoder[0], list(tasks))
             self.model = MultiTaskModel(tasks, architecture, self.inputs, self._channels_last)
         self.model.architecture.check_tasks(self.configured)
+        check_strategy(None if self._trainer is None else self._trainer.strategy)
+        if not self._replicated:
+            assert self._trainer is not None
+            check_sharded(self._trainer, self.weighting, self._engine, self._penalties, self._compile, self._channels_last)
+            shard(self.model, self._trainer.strategy.root_device)
         self._freezer = Freezer(self._freeze, self.model.architecture) if self._freeze is not None else None
         datamodule = getattr(self._trainer, "datamodule", None)
         if datamodule is not None:
@@ -144,7 +150,6 @@ class MultiTaskModule(pl.LightningModule):
         infos = [TaskInfo(n, t.weight, counts.get(n, (0, 0))[0], t.noise, t.auxiliary) for n, t in tasks.items()]
         self.weighting.prepare(infos, self.configured)
         penalties = choose_penalties(self._penalties, self.model, self.configured)
-        check_strategy(None if self._trainer is None else self._trainer.strategy)
         self._resting = Resting(self.model, self.weighting, self._freezer)
         self._training = Training(self.model, tasks, self.weighting, penalties, self._engine, self._surroundings(self._resting))
         self.engine = self._training.engine
@@ -165,6 +170,10 @@ class MultiTaskModule(pl.LightningModule):
         """Parameters that the configuration keeps from learning in the whole run."""
         return [] if self._resting is None else self._resting.for_good
 
+    @property
+    def _replicated(self) -> bool:
+        return self._trainer is None or holds_all(self._trainer.strategy)
+
     def _surroundings(self, resting: Resting) -> Surroundings:
         trainer = self._trainer
         return Surroundings(
@@ -178,7 +187,7 @@ class MultiTaskModule(pl.LightningModule):
             scale=lambda: float(self._scaler.get_scale()) if self._scaled else 1.0,
             further=self._further,
             gather=self._gather,
-            replicated=trainer is None or holds_all(trainer.strategy),
+            replicated=self._replicated,
         )
 
     def forward(
@@ -217,7 +226,7 @@ class MultiTaskModule(pl.LightningModule):
         objective = self._training.objective(batch)
         losses = self._training.step.losses
         self.train_losses.add(losses.terms, losses.rows)
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and self._replicated:
             assert self._resting is not None
             objective = anchor(objective, self._resting.still())
         self._present = set(losses.places)
@@ -242,6 +251,15 @@ class MultiTaskModule(pl.LightningModule):
             self._send(record, number)
         self._news = False
         self._training.finish()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As the trainer does it; norms of gradients in parts are those of whole ones."""
+        if self._replicated or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_norm(list(self.parameters()), float(gradient_clip_val), self._sum)
 
     def _notice(self, faults: Sequence[Fault], step: str, steps: bool = False) -> None:
         self.halt = self.bad.add(faults, step, steps) or self.halt

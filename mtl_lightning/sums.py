@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 
 T = TypeVar("T")
@@ -19,7 +19,7 @@ def add_up(strategy: Strategy, tensor: Tensor) -> Tensor:
         strategy: of the trainer.
         tensor: contiguous.
     """
-    if isinstance(strategy, DDPStrategy | FSDPStrategy):
+    if isinstance(strategy, DDPStrategy | ModelParallelStrategy):
         dist.all_reduce(tensor)
         return tensor
     return strategy.reduce(tensor, reduce_op="sum")  # type: ignore[return-value]

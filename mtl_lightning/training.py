@@ -12,12 +12,13 @@ from mtl_lightning.bad_numbers import Fault, merged
 from mtl_lightning.batch import Batch
 from mtl_lightning.faults import gradient_faults, loss_faults, whose
 from mtl_lightning.freeze import anchor
-from mtl_lightning.gradients import EngineOptions, GradientEngine
+from mtl_lightning.gradients import EngineOptions, GradientEngine, local
 from mtl_lightning.mixing import masked_loss
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses, Reduce, block_of_rows, in_blocks, normalize, weigh
 from mtl_lightning.penalties import Penalty, penalties_of
 from mtl_lightning.probe import BatchProbe, Revisit
+from mtl_lightning.sharding import average
 from mtl_lightning.tasks.base import MaskedLoss, Task
 from mtl_lightning.unspoilt import Aside, Buffers, all_finite
 from mtl_lightning.weighting import Weighting
@@ -152,6 +153,9 @@ class Training:
 
     def _nothing(self, tasks: Collection[str]) -> Tensor:
         """An exact 0 that depends on what these tasks alone use, so that no process waits for its gradients."""
+        if not self.around.replicated:
+            # FSDP waits for nobody, as long as all processes do without.
+            return torch.zeros((), requires_grad=True)
         others = set(self.tasks) - set(tasks)
         owners = self.model.owners()
         zero = next(iter(owners)).new_zeros(())
@@ -239,9 +243,8 @@ class Training:
         step = self.step
         self._parameters = [*self.model.parameters(), *self.weighting.parameters()]
         # Where several processes share the sum, DistributedDataParallel wants to find it in place.
-        shared = self.around.world > 1 and not self.weighs_gradients
-        kept = self._parameters if self.around.replicated or not shared else []
-        self._aside = Aside(kept, self._mean if shared and not self._apart else None)
+        shared = self.around.world > 1 and not self.weighs_gradients and self.around.replicated
+        self._aside = Aside(self._parameters, self._mean if shared and not self._apart else None)
         if self.engine is None:
             loss.backward()  # type: ignore[no-untyped-call]
         elif not self.weighs_gradients:
@@ -249,6 +252,8 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             step = step._replace(weights=self.engine.backward(loss, self.around.frozen(), scaled))
+        if not self.around.replicated:
+            average(list(self.weighting.parameters()), self.around.reduce, self.around.world)
         return step
 
     def settle(self, scaled: bool) -> list[Fault]:
@@ -284,7 +289,7 @@ class Training:
     @property
     def _apart(self) -> bool:
         """Whether gradients are each process's own: those of losses are averaged once a step, with the last micro-batch."""
-        return self.around.world > 1 and not self.weighs_gradients and not self._steps
+        return self.around.world > 1 and self.around.replicated and not self.weighs_gradients and not self._steps
 
     @property
     def _cost(self) -> str:
@@ -304,15 +309,16 @@ class Training:
             self._parameters[0].grad = torch.full_like(self._parameters[0], torch.nan)
 
     def _finite(self, tensors: Sequence[Tensor]) -> bool:
-        good = all_finite(tensors)
+        good = all_finite([local(tensor) for tensor in tensors])
         return good if self.around.replicated and not self._apart else self._agree(good)
 
     def _mean(self, gradient: Tensor) -> Tensor:
         return gradient.copy_(self.around.reduce(gradient.contiguous()) / self.around.world)
 
     def _guilty(self) -> list[str]:
-        present = self.step.losses.places
-        return whose(self.model, self.weighting, [name for task, name in enumerate(self.tasks) if task in present])
+        names = [name for task, name in enumerate(self.tasks) if task in self.step.losses.places]
+        # Of gradients in parts all processes must be asked; whole ones may be looked at by one process alone.
+        return whose(self.model, self.weighting, names, all_finite if self.around.replicated else self._finite)
 
     @property
     def _own(self) -> Batch:

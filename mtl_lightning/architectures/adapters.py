@@ -91,6 +91,8 @@ class TaskAdapters(OneTrunk):
         ConfigError: stages that are not there.
     """
 
+    shards = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -30,6 +30,8 @@ class Architecture(nn.Module):
 
     common: bool = False
     """Whether all tasks read the same pyramid: only then can gradients be taken at the features."""
+    shards: bool = False
+    """Whether all parameters are read in forward passes alone, a stage's in its own: under FSDP they are whole only there."""
     revision: int = 0
     """Counts the changes of :meth:`owners` in training."""
 

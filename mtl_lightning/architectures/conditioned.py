@@ -49,6 +49,8 @@ class TaskConditioned(OneTrunk):
         ConfigError: stages that are not there, numbers out of their range, or neither FiLM nor concatenation.
     """
 
+    shards = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -21,6 +21,7 @@ class HardSharing(Architecture):
     """
 
     common = True
+    shards = True
 
     def __init__(self, encoder: Encoder, tasks: Sequence[str]) -> None:
         super().__init__()

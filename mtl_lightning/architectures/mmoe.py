@@ -32,5 +32,7 @@ class MMoE(Mixture):
         ConfigError: experts or shared out of range, or an encoder without stages.
     """
 
+    shards = True
+
     def __init__(self, encoder: Encoder, tasks: Sequence[str], experts: int = 4, shared: int = 1) -> None:
         super().__init__(encoder, tasks, experts, shared, Gate)

@@ -45,6 +45,8 @@ class PLE(Architecture):
         ConfigError: a number out of range, levels that do not ascend to the last stage, or an encoder without stages.
     """
 
+    shards = True
+
     def __init__(
         self,
         encoder: Encoder,

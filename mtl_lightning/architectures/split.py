@@ -65,6 +65,8 @@ class SplitAt(Branched):
             group, in two, or that does not exist.
     """
 
+    shards = True
+
     def __init__(self, encoder: Encoder, tasks: Sequence[str], shared: int, groups: list[Group] | None = None) -> None:
         stages = staged("SplitAt", encoder)
         check_level("SplitAt", "shared", shared, stages)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from mtl_lightning.analysis.model_summary import ModelSummary
@@ -37,7 +37,9 @@ class NetworkPage(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, tell and draw."""
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            return  # one process alone cannot run a network of which it has a part
+            # One process alone cannot run a network of which it has a part.
+            rank_zero_info("The network is in parts on several processes: model.md and model.png are left out.")
+            return
         row = trainer.datamodule.first_row().inputs  # type: ignore[attr-defined]
         summary = summary_of(pl_module, row)
         if self.show:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
-from mtl_lightning.gradients.held import Gradients
+from mtl_lightning.gradients.held import Gradients, derivative
 from mtl_lightning.gradients.rows import combine, gramian_of
 from mtl_lightning.objective import block_of_rows
 
@@ -103,7 +103,4 @@ class Cut:
                 sources.append(source)
                 combined.append(found.view_as(source).to(source.dtype))
         self._rows = []
-        if not sources or not parameters:
-            return {}
-        found_by = torch.autograd.grad(sources, parameters, combined, allow_unused=True)
-        return dict(zip(parameters, found_by, strict=True))
+        return derivative(sources, parameters, combined, False)

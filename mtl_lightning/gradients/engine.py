@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 import torch._functorch.config as functorch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mtl_lightning.checks import at_least
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.features import Features
 from mtl_lightning.gradients.balance import Balance
 from mtl_lightning.gradients.cut import Cut
-from mtl_lightning.gradients.held import Gradients, Held, gradient_of, write
+from mtl_lightning.gradients.held import Gradients, Held, gradient_of, local, write
 from mtl_lightning.gradients.rows import Rows, combine, flat, gramian_of, spread
 from mtl_lightning.gradients.sharing import Sharing
 from mtl_lightning.model import MultiTaskModel
@@ -86,6 +87,8 @@ class GradientEngine(nn.Module):
         self._frozen: frozenset[nn.Parameter] = frozenset()
         self._whole = self._sharing = Sharing(model)
         self._revision = model.architecture.revision
+        first = next(model.parameters())
+        self._in_parts, self._device = isinstance(first, DTensor), first.device
         self._rows = Rows()
         self._held: Held | None = None
         self._cut: Cut | None = None
@@ -314,7 +317,7 @@ class GradientEngine(nn.Module):
             if bad:
                 return self._give_up(share, held, scaled, [held.present[row] for row in bad])
         trunk = self._reduced(cut.trunk(dict(zip(good, weights.tolist(), strict=True)), share.shared))
-        if not scaled and not all_finite(taken(trunk)):
+        if not scaled and not self._finite(trunk):
             return self._give_up(share, held, scaled, held.present)
         write(trunk)
         self._write_heads(heads, weights, mode)
@@ -347,8 +350,8 @@ class GradientEngine(nn.Module):
                     gradient = found[parameter]
                     found[parameter] = None if gradient is None else gradient / numbers[row]
         found = self._reduced(found)
-        if not scaled and not all_finite(taken(found)):
-            own = [row for row, name in enumerate(held.names) if not all_finite(taken({p: found[p] for p in share.own[name]}))]
+        if not scaled and not self._finite(found):
+            own = [row for row, name in enumerate(held.names) if not self._finite({p: found[p] for p in share.own[name]})]
             return self._give_up(share, held, scaled, [held.present[row] for row in own] or held.present)
         write(found)
         return weights
@@ -388,6 +391,13 @@ class GradientEngine(nn.Module):
             write({share.shared[0]: torch.full_like(share.shared[0], torch.nan)})
         return torch.zeros(0)
 
+    def _finite(self, reduced: Gradients) -> bool:
+        """Whether all numbers are finite, on all processes."""
+        good = all_finite([local(gradient) for gradient in taken(reduced)])
+        if not self._in_parts:
+            return good
+        return int(self._total(torch.tensor(float(good), device=self._device))) == self._world
+
     def _total(self, tensor: Tensor) -> Tensor:
         return self._reduce(tensor) if self._world > 1 else tensor
 
@@ -395,8 +405,8 @@ class GradientEngine(nn.Module):
         return self._reduce(tensor).div_(self._world) if self._world > 1 else tensor
 
     def _reduced(self, gradients: Gradients) -> Gradients:
-        """The mean over processes, in one message."""
-        if self._world == 1 or not gradients:
+        """The mean over processes, in one message; gradients in parts are means already."""
+        if self._world == 1 or not gradients or self._in_parts:
             return gradients
         parameters = list(gradients)
         message = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters), dtype=self._sharing.dtype)
@@ -412,7 +422,7 @@ def taken(gradients: Gradients) -> list[Tensor]:
 def spoilt(gradients: Iterable[Tensor | None]) -> Tensor | float:
     """0 if all of them are finite, else NaN; without a look at the device where they are."""
     found = [gradient for gradient in gradients if gradient is not None]
-    return nn.utils.get_total_norm(found) * 0 if found else 0.0
+    return nn.utils.get_total_norm([local(gradient) for gradient in found]) * 0 if found else 0.0
 
 
 def zeros_if_none(gradient: Tensor | None, parameter: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from mtl_lightning.objective import Losses
 
@@ -68,12 +69,34 @@ class Held:
 
 
 def gradient_of(outputs: Sequence[Tensor], parameters: Sequence[Tensor], factors: Sequence[Tensor], keep: bool) -> Gradients:
-    """The gradient of a weighted sum of scalars; no hook of a parameter fires."""
-    if not parameters:
-        return {}
+    """The gradient of a weighted sum of scalars; no hook of a whole parameter fires."""
     scales = [factor.to(output) for factor, output in zip(factors, outputs, strict=True)]
-    found = torch.autograd.grad(outputs, parameters, scales, retain_graph=keep, allow_unused=True)
-    return dict(zip(parameters, found, strict=True))
+    return derivative(outputs, parameters, scales, keep)
+
+
+def derivative(outputs: Sequence[Tensor], parameters: Sequence[Tensor], directions: Sequence[Tensor], keep: bool) -> Gradients:
+    """The gradient of the outputs' scalar products with directions.
+
+    Of parameters in parts, each process gets its part of the mean over processes: there hooks gather and scatter.
+    """
+    if not outputs or not parameters:
+        return {}
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        found = torch.autograd.grad(outputs, parameters, directions, retain_graph=keep, allow_unused=True)
+        return dict(zip(parameters, found, strict=True))
+    before = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    torch.autograd.backward(outputs, directions, retain_graph=keep)
+    taken = {parameter: parameter.grad for parameter in parameters}
+    for parameter, gradient in zip(parameters, before, strict=True):
+        parameter.grad = gradient
+    return taken
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor that may be in parts."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def write(gradients: Mapping[Tensor, Tensor | None]) -> None:
@@ -84,9 +107,11 @@ def write(gradients: Mapping[Tensor, Tensor | None]) -> None:
             continue
         if parameter.grad is not None:
             parameter.grad.add_(gradient)
-        elif gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype and gradient.data_ptr() not in taken:
+            continue
+        memory = local(gradient).data_ptr()
+        if gradient.stride() == parameter.stride() and gradient.dtype == parameter.dtype and memory not in taken:
             # Two summands get one and the same tensor from autograd; clipping in place would scale it twice.
-            taken.add(gradient.data_ptr())
+            taken.add(memory)
             parameter.grad = gradient
         else:
             parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
