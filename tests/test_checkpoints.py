@@ -257,9 +257,5 @@ def test_spans_between_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str],
         call("fit", tmp_path, f"--checkpoint.{option}")
     assert caught.value.code in (1, 2)
     error = capsys.readouterr().err
-    assert (
-        f"checkpoint.{option.partition('=')[0]}" in error
-        and ("or null" in error or "finite" in error)
-        and "Traceback" not in error
-    )
+    assert f"checkpoint.{option.partition('=')[0]}" in error and "expected" in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
