@@ -154,7 +154,8 @@ def test_every_family_of_encoders(family: str, architecture: str) -> None:
             assert (gradient is not None) == (task in owners[parameter])
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [False, True])
 def test_two_processes_are_as_one(every: bool, tmp_path: Path) -> None:
     """Of each combination that makes sense, in one test: the two processes are started once."""
     first, second = both("tests.two_cells", tmp_path, 3000, "every" if every else "few")

@@ -135,6 +135,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stops: list[int], args: li
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on(tmp_path: Path) -> None:
     fit(tmp_path / "whole")
     command = [sys.executable, "-m", "mtl_lightning", "fit", "--config", str(CONF), "--runs", str(tmp_path / "cut"), *RANDOM]
