@@ -1,6 +1,7 @@
 """One thread per test process: the tiny networks gain nothing from more, and two pytest workers share two cores."""
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,15 @@ def _no_run_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MTL_LIGHTNING_RUN")
     monkeypatch.setenv("WANDB_MODE", "offline")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _handlers_of_before() -> Iterator[None]:
+    """Lightning ignores Ctrl-C for good once a run was interrupted, and the next test's run would not hear it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextmanager

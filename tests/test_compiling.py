@@ -55,7 +55,7 @@ def compiled_as_plain(name: str, backend: str, **options: str) -> None:
     assert not counters["graph_break"] and not counters["unimplemented"]
 
 
-@pytest.mark.parametrize(("name", "backend"), [("NashMTL", "aot_eager"), ("FAMO", TRACED)])
+@pytest.mark.parametrize(("name", "backend"), [("NashMTL", "aot_eager"), pytest.param("FAMO", TRACED, marks=pytest.mark.slow)])
 def test_a_compiled_network_gives_the_same(name: str, backend: str) -> None:
     compiled_as_plain(name, backend)
 

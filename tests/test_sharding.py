@@ -49,6 +49,7 @@ def parts(runs: Path, name: str, *more: str) -> list[str]:
     return [*arguments(runs, name, 2), *SHARDED, *EXACT, *more]
 
 
+@pytest.mark.slow
 def test_parts_equal_whole(tmp_path: Path) -> None:
     runs, one = tmp_path / "many", tmp_path / "one"
     features = ["--model.weighting=IMTL", *FEATURES, "--model.engine.update_every=2", "--trainer.max_epochs=1"]
