@@ -26,6 +26,8 @@ def _no_run_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
 def _handlers_of_before() -> Iterator[None]:
     """Lightning ignores Ctrl-C for good once a run was interrupted, and the next test's run would not hear it."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What a shell starts in the background ignores Ctrl-C from the start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
