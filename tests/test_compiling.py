@@ -114,6 +114,7 @@ def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_run_goes_on_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Compiled, in channels_last and bf16, with a stage that thaws; then as it is."""
     basis = ["fit", "--config", str(CONF), "--runs", str(tmp_path), "--model.weighting=UPGrad", "--model.freeze.stages=1",

@@ -51,6 +51,7 @@ def on_nodes(tmp_path: Path, start: list[str], devices: int, envs: list[dict[str
     assert_equal(tmp_path / "one" / "net", tmp_path / "runs" / "net-2")
 
 
+@pytest.mark.slow
 def test_two_nodes_of_torchrun_equal_one_process(tmp_path: Path) -> None:
     meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
     on_nodes(tmp_path, torchrun(*meeting, "--rdzv_id=net"), 1, [{}, {}])
