@@ -45,8 +45,10 @@ from mtl_lightning.examine import examine
 from mtl_lightning.launch import LAUNCHED, Peers
 from mtl_lightning.precision import check_precision, for_predictions
 from mtl_lightning.runs import (
+    BEST,
     CHECKPOINTS,
     FINISHED,
+    LAST,
     check_name,
     choose_run,
     discard,
@@ -320,7 +322,7 @@ class MTLCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on the validation split; this writes the run's table and pictures."""
         folder = self.folder / CHECKPOINTS
-        best = folder / "best.ckpt" if (folder / "best.ckpt").exists() else folder / "last.ckpt"
+        best = folder / (BEST if (folder / BEST).exists() else LAST)
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
         if self.trainer.fast_dev_run and not self.resumed:  # type: ignore[attr-defined]
             # It leaves nothing behind, and must not be the latest run.

@@ -20,7 +20,7 @@ from mtl_lightning.penalties import Penalty, penalties_of
 from mtl_lightning.probe import BatchProbe, Revisit
 from mtl_lightning.sharding import average
 from mtl_lightning.tasks.base import MaskedLoss, Task
-from mtl_lightning.unspoilt import Aside, Buffers, all_finite
+from mtl_lightning.unspoilt import Aside, Buffers, agreed, all_finite
 from mtl_lightning.weighting import Weighting
 
 
@@ -176,10 +176,7 @@ class Training:
 
     def _agree(self, mine: bool) -> bool:
         """Whether all processes say yes."""
-        if self.around.world == 1:
-            return mine
-        told = self.around.reduce(torch.tensor(float(mine), device=next(self.model.parameters()).device))
-        return int(told) == self.around.world
+        return agreed(mine, self.around.reduce, self.around.world, next(self.model.parameters()).device)
 
     def _modes(self) -> tuple[bool, ...]:
         """Which parts of the network train: batch norm and dropout depend on it."""

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from mtl_lightning.objective import Reduce
+
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all numbers of some tensors are finite, with one look at the device where they are."""
@@ -13,6 +15,18 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     # The norm of very large finite numbers is infinite, too: only then each of them is looked at.
     norm = nn.utils.get_total_norm(tensors)
     return bool(norm.isfinite()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def agreed(mine: bool, reduce: Reduce, world: int, device: torch.device) -> bool:
+    """Whether all processes say yes.
+
+    Args:
+        mine: what this one says.
+        reduce: sums a tensor over processes; not called if there is one.
+        world: their number.
+        device: for the message.
+    """
+    return mine if world == 1 else int(reduce(torch.tensor(float(mine), device=device))) == world
 
 
 class Buffers:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from experiments.crash.cases import PLATEAU
 from mtl_lightning.callbacks.generators import generators
 from mtl_lightning.main import main
 from tests.killer import Stopped
@@ -32,13 +33,6 @@ BY_EPOCH = [
     "--model.scheduler.scheduler.init_args.step_size=1",
     "--model.scheduler.scheduler.init_args.gamma=0.5",
     "--model.scheduler.interval=epoch",
-]
-PLATEAU = [
-    "--model.scheduler.scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau",
-    "--model.scheduler.scheduler.init_args.patience=0",
-    "--model.scheduler.scheduler.init_args.threshold=0.9",
-    "--model.scheduler.interval=epoch",
-    "--model.scheduler.monitor=val/loss",
 ]
 FAMO = ["--model.weighting=FAMO", "--model.weighting.init_args.every=2"]
 AT_FEATURES = ["--model.engine.gradients=features", "--model.engine.update_every=3"]

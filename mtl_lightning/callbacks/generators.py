@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtl_lightning.sums import gather
-
 Generators = dict[str, Any]
 """The state of one process's generators, of plain types that safe loading takes."""
 
@@ -24,15 +22,6 @@ def generators() -> Generators:
         # To ask for the cards' would start CUDA, which takes memory of every card, in runs that use none.
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
     }
-
-
-def everyones(world: int) -> list[Generators]:
-    """Those of all processes, by rank; all of them must call it.
-
-    Args:
-        world: their number.
-    """
-    return gather(generators(), world)
 
 
 def restore(state: Generators) -> None:

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from mtl_lightning.callbacks.carried import carry_over, stays_stopped
-from mtl_lightning.callbacks.generators import Generators, everyones, generators, reseed, restore
+from mtl_lightning.callbacks.generators import Generators, generators, reseed, restore
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
+from mtl_lightning.sums import gather
 
 MISSING = "(not set)"
 
@@ -37,7 +38,7 @@ class Resume(Callback):
         """Add generators, configuration, and whether something (early stopping, say) has ended the run."""
         checkpoint["mtl_config"] = self.config
         checkpoint["mtl_stopping"] = bool(trainer.should_stop)
-        checkpoint["mtl_random"] = everyones(trainer.world_size)
+        checkpoint["mtl_random"] = gather(generators(), trainer.world_size)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Print what differs, in fit."""

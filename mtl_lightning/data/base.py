@@ -21,7 +21,7 @@ from mtl_lightning.data.counts import show_counts
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.found import show_found
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, Pick, ResumableLoader
-from mtl_lightning.data.opening import MAX_PIXELS, check_max_pixels
+from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.pictures import (
     FilesToPredict,
     OnError,
@@ -97,7 +97,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least("data.init_args.batch_size", batch_size, 1)
-        check_max_pixels(max_pixels)
+        at_least("data.init_args.max_pixels", max_pixels, 1)
         check_timeout(worker_timeout)
         if channels not in (1, 3):
             raise ConfigError(f"data.init_args.channels is {channels}, expected 1 or 3")

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from mtl_lightning.checks import at_least
 from mtl_lightning.errors import DataError
 
 MAX_PIXELS = 89_478_485
@@ -18,11 +17,6 @@ Decoded, colour takes a quarter of a gigabyte, and as floating-point numbers one
 """
 PROGRAM = "EPS"
 """Pillow's name of PostScript, which it would hand to an interpreter if there is one."""
-
-
-def check_max_pixels(max_pixels: int) -> None:
-    """Raise :class:`ConfigError` for a limit that no picture keeps."""
-    at_least("data.init_args.max_pixels", max_pixels, 1)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mtl_lightning.gradients.sharing import Sharing
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.objective import Losses, Reduce
 from mtl_lightning.still import still
-from mtl_lightning.unspoilt import all_finite
+from mtl_lightning.unspoilt import agreed, all_finite
 from mtl_lightning.weighting import GradientWeighting, Weighting
 
 SMALL = 1e-3
@@ -394,9 +394,7 @@ class GradientEngine(nn.Module):
     def _finite(self, reduced: Gradients) -> bool:
         """Whether all numbers are finite, on all processes."""
         good = all_finite([local(gradient) for gradient in taken(reduced)])
-        if not self._in_parts:
-            return good
-        return int(self._total(torch.tensor(float(good), device=self._device))) == self._world
+        return agreed(good, self._reduce, self._world, self._device) if self._in_parts else good
 
     def _total(self, tensor: Tensor) -> Tensor:
         return self._reduce(tensor) if self._world > 1 else tensor
