@@ -90,6 +90,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnpicklingError) and (found := FOREIGN.search(text)):
         # torch's own words are advice on how to load it all the same.
         return f"it would run {found[1]}, and only tensors and plain values are loaded"
+    if "zip archive" in text:
+        return "its end is missing"  # torch says so in three lines
     return f"{type(error).__name__}: {text.splitlines()[0][:160] if text else ''}"
 
 

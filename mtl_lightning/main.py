@@ -67,7 +67,7 @@ def main(args: ArgsType = None) -> None:
             parser_class=TaskKeepingParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"description": HELP, "prog": "python -m mtl_lightning"},
+            parser_kwargs={"description": HELP, "prog": "python -m mtl_lightning", "allow_abbrev": False},
             args=args,
         )
     except Stopped as stopped:

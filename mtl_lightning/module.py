@@ -164,6 +164,9 @@ class MultiTaskModule(pl.LightningModule):
         if self._compile is not None and self._trainer is not None and self._trainer.state.fn == "fit":
             check_compiler(self._compile, self._trainer.strategy.root_device)
             compile_parts(self.model, self._compile)
+            rank_zero_info(
+                "model.compile: each part is compiled when it first trains and is first evaluated, which takes minutes"
+            )
 
     @property
     def frozen_for_good(self) -> list[nn.Parameter]:

@@ -25,8 +25,18 @@ def show_ours() -> None:
         logger.addHandler(_ToStderr())
 
 
+def _plainly(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of ours is for people who train; where it stands in the code is for others' warnings."""
+    ours = filename.startswith(os.path.dirname(__file__))
+    return f"WARNING: {message}\n" if ours else _told(message, category, filename, lineno, line)
+
+
+_told = warnings.formatwarning
+
+
 def quiet() -> None:
     """Leave out what others say that is no news here."""
+    warnings.formatwarning = _plainly
     # Every checkpoint folder of a resumed run is there and not empty; ours are meant to be.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # The number of workers is in our configuration, with a default for the machine.
