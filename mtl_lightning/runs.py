@@ -21,13 +21,19 @@ FINISHED = "finished"
 logger = logging.getLogger(__name__)
 
 
-def _folders(root: Path, name: str) -> list[Path]:
-    """The runs of a name, oldest first."""
+def _numbered(root: Path, name: str) -> dict[int, Path]:
+    """The runs of a name, by number."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     numbered = {}
     for path in root.glob(f"{name}*") if root.is_dir() else ():
         if path.is_dir() and (match := pattern.fullmatch(path.name)) and _named(path) == name:
             numbered[int(match.group(1) or 1)] = path
+    return numbered
+
+
+def _folders(root: Path, name: str) -> list[Path]:
+    """The runs of a name, oldest first."""
+    numbered = _numbered(root, name)
     return [numbered[key] for key in sorted(numbered)]
 
 
@@ -47,13 +53,13 @@ def check_name(name: str) -> None:
 
 
 def new_folder(root: Path, name: str) -> Path:
-    """Claim ``root/name``, or ``root/name-2`` and so on where that is taken.
+    """Claim ``root/name``, or ``root/name-2`` and so on: a number above those of all runs of that name, so that it is the latest.
 
     Args:
         root: where the runs are.
         name: from the configuration.
     """
-    number = 1
+    number = 1 + max(_numbered(root, name), default=0)
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
