@@ -63,15 +63,23 @@ def new_folder(root: Path, name: str) -> Path:
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            # By itself: where its own folder cannot be made, no number is free.
+            _make_root(root)
+            folder.mkdir()
             return folder
         except FileExistsError:
-            pass
+            number += 1
         except OSError as error:
             raise ConfigError(
                 f"cannot make the run folder {folder}: {error.strerror}; set runs to a folder you can write"
             ) from error
-        number += 1
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(error.errno, f"{root} is there and is no folder") from error
 
 
 def keep_config(folder: Path, config: str) -> None:

@@ -47,3 +47,15 @@ def test_a_new_run_is_the_latest_also_where_an_earlier_one_was_removed(tmp_path:
 def test_a_new_run_passes_over_folders_of_other_runs(tmp_path: Path) -> None:
     assert run_of(tmp_path, "net-3").name == "net-3"
     assert [run_of(tmp_path, "net").name for _ in range(3)] == ["net", "net-2", "net-4"]
+
+
+@pytest.mark.parametrize("what", ["a dangling link", "a file"])
+def test_runs_cannot_be_where_no_folder_can_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    root = tmp_path / "runs"
+    if what == "a file":
+        root.touch()
+    else:
+        root.symlink_to(tmp_path / "gone" / "away")
+    said = error_of(capsys, "fit", root)
+    assert f"cannot make the run folder {root / 'tiny'}" in said and f"{root} is there and is no folder" in said
+    assert "set runs to" in said
