@@ -44,6 +44,7 @@ from mtl_lightning.errors import CheckpointError, ConfigError, MTLError
 from mtl_lightning.examine import examine
 from mtl_lightning.launch import LAUNCHED, Peers
 from mtl_lightning.precision import check_precision, for_predictions
+from mtl_lightning.running import Hold
 from mtl_lightning.runs import (
     BEST,
     CHECKPOINTS,
@@ -54,6 +55,7 @@ from mtl_lightning.runs import (
     discard,
     find_checkpoint,
     keep_config,
+    latest_run,
     new_folder,
 )
 from mtl_lightning.storage import replace_text
@@ -69,6 +71,8 @@ class MTLCLI(LightningCLI):
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
+    held: ClassVar[Hold | None] = None
+    """Keeps others from training in this run's folder; the first process's."""
     peers: ClassVar[Peers | None] = None
     """The run's other processes."""
     started: ClassVar[int] = 0
@@ -150,15 +154,27 @@ class MTLCLI(LightningCLI):
             which = "last" if goes_on else None
         if fit and not which:
             return None, self._claim(root, name)
+        if fit and which == "last" and (latest := latest_run(root, name)) is not None:
+            # Before its checkpoint is looked for: another one would go on saving.
+            MTLCLI.held = Hold(latest)
         checkpoint, folder = find_checkpoint(root, name, which)
         if folder is None or (fit and which != "last"):
             folder = self._claim(root, name)
         return checkpoint, folder
 
+    def _claim(self, root: Path, name: str) -> Path:
+        folder = MTLCLI.claimed = new_folder(root, name)
+        if self.subcommand == "fit":
+            MTLCLI.held = Hold(folder)
+        return folder
+
     @classmethod
-    def _claim(cls, root: Path, name: str) -> Path:
-        cls.claimed = new_folder(root, name)
-        return cls.claimed
+    def leave_folder(cls) -> None:
+        """Let others train in this run's folder, and take away one that came to nothing."""
+        if cls.held is not None:
+            cls.held.release()
+        if cls.claimed is not None:
+            discard(cls.claimed)
 
     def instantiate_classes(self) -> None:
         """Build everything; what a class refuses in its constructor is an error of the configuration."""
@@ -268,7 +284,7 @@ class MTLCLI(LightningCLI):
                 )
             peers.world = world
         if peers is not None:
-            peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
+            peers.at_end = self.leave_folder
             if "LOCAL_RANK" not in os.environ:
                 os.environ[LAUNCHED] = "{}:{}:{}".format(*peers.address, os.getpid())
 
@@ -326,10 +342,10 @@ class MTLCLI(LightningCLI):
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
         if self.trainer.fast_dev_run and not self.resumed:  # type: ignore[attr-defined]
             # It leaves nothing behind, and must not be the latest run.
-            rank_zero_only(discard)(self.folder)
+            self.leave_folder()
         if not exists and not (self.trainer.interrupted or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The checkpoint it started from is where the run was to end: there is nothing to show, nor to be the latest run.
-            rank_zero_only(discard)(self.folder)
+            self.leave_folder()
             rank_zero_only(print)(
                 f"Nothing was left to train: {self.checkpoint} is at epoch {self.trainer.current_epoch}, step "
                 f"{self.trainer.global_step}; raise trainer.max_epochs or trainer.max_steps",

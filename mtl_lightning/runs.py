@@ -9,12 +9,13 @@ import yaml
 
 from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
+from mtl_lightning.running import RUNNING, check_free
 from mtl_lightning.storage import replace_text
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 CONFIG = "config.yaml"
-BEFORE = (CONFIG, "model.md", "model.png", "summary.json")
+BEFORE = (CONFIG, "model.md", "model.png", "summary.json", RUNNING)
 """What a run writes before its first step."""
 FINISHED = "finished"
 """Is there once a run has come to its end and its report is written."""
@@ -204,10 +205,14 @@ def choose_run(root: Path, name: str) -> tuple[bool, str]:
 
     Returns:
         Whether the latest run of that name goes on, and a line that says what happens and why.
+
+    Raises:
+        ConfigError: it is being trained.
     """
     latest = latest_run(root, name)
     if latest is None:
         return False, f"no run named '{name}' in {root}: a new one starts"
+    check_free(latest)
     if not _kept(latest, "last"):
         return False, f"{latest} has no checkpoint: a new run starts"
     if (latest / FINISHED).exists():
