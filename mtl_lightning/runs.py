@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 def _numbered(root: Path, name: str) -> dict[int, Path]:
-    """The runs of a name, by number."""
+    """The runs of a name, by number; with them those that are trained and whose configuration cannot be read."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     numbered = {}
     for path in root.glob(f"{name}*") if root.is_dir() else ():
-        if path.is_dir() and (match := pattern.fullmatch(path.name)) and _named(path) == name:
+        if path.is_dir() and (match := pattern.fullmatch(path.name)) and _may_be(path, name):
             numbered[int(match.group(1) or 1)] = path
     return numbered
 
@@ -36,6 +36,11 @@ def _folders(root: Path, name: str) -> list[Path]:
     """The runs of a name, oldest first."""
     numbered = _numbered(root, name)
     return [numbered[key] for key in sorted(numbered)]
+
+
+def _may_be(folder: Path, name: str) -> bool:
+    named = _named(folder)
+    return named == name or (named is None and any(_kept(folder, which) for which in ("last", "best")))
 
 
 def _named(folder: Path) -> str | None:
@@ -154,8 +159,18 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
 
 
 def latest_run(root: Path, name: str) -> Path | None:
-    """The folder of the latest run of a name."""
-    return next(reversed(_folders(root, name)), None)
+    """The folder of the latest run of a name.
+
+    Raises:
+        CheckpointError: it cannot be told whether it is one of that name.
+    """
+    latest = next(reversed(_folders(root, name)), None)
+    if latest is not None and _named(latest) is None:
+        raise CheckpointError(
+            f"{latest} has checkpoints, and its {CONFIG} is damaged or gone: is it the latest run of '{name}'? If so, write the "
+            f"line 'name: {name}' into {latest / CONFIG} (last and auto write the rest); if not, move the folder away"
+        )
+    return latest
 
 
 def _kept(run: Path, which: str) -> list[Path]:

@@ -1,15 +1,26 @@
 """Run folders: which one is the latest, and what is wrong with one that is damaged."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mtl_lightning.analysis.logged import read_rows
+from mtl_lightning.errors import CheckpointError
 from mtl_lightning.main import main
 from mtl_lightning.runs import choose_run, discard, keep_config, latest_run, new_folder
+from mtl_lightning.storage import read_json, replace_text
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
+LIMITS = {"train": 2, "val": 1, "test": 1}
+SHORT = (
+    *("--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=0"),
+    *(f"--trainer.limit_{split}_batches={batches}" for split, batches in LIMITS.items()),
+)
 
 
 def call(command: str, root: Path, *args: str) -> None:
@@ -59,3 +70,71 @@ def test_runs_cannot_be_where_no_folder_can_be(tmp_path: Path, capsys: pytest.Ca
     said = error_of(capsys, "fit", root)
     assert f"cannot make the run folder {root / 'tiny'}" in said and f"{root} is there and is no folder" in said
     assert "set runs to" in said
+
+
+def test_small_files_of_a_run_that_are_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, later = tmp_path / "tiny", "--trainer.max_epochs=2"
+    call("fit", tmp_path, *SHORT)
+    (folder / "finished").unlink()
+    config, summary, metrics = (folder / name for name in ("config.yaml", "summary.json", "metrics.csv"))
+    before, whole = yaml.safe_load(config.read_text()), metrics.read_bytes()
+    config.write_bytes(b"")
+    for command, option in (("fit", "auto"), ("fit", "last"), ("test", "best")):
+        said = error_of(capsys, command, tmp_path, later, f"--ckpt_path={option}")
+        assert f"{folder} has checkpoints, and its config.yaml is damaged or gone" in said
+        assert f"write the line 'name: tiny' into {config}" in said
+    config.write_text("name: tiny\n")
+    summary.write_bytes(b"")
+    metrics.write_bytes(whole + b"0,0,step/x\xff,1.0\n0,0,a,1.\xff\n" + b"\0" * 200_000 + b"\n0,0,step/x,0.5\n0,0,x")
+    call("test", tmp_path, *SHORT)
+    assert f"{summary} is damaged" in caplog.text
+    assert set(json.loads(summary.read_text())) == {"test"}
+    summary.write_bytes(b"")
+    call("fit", tmp_path, *SHORT, later, "--ckpt_path=auto")
+    assert set(json.loads(summary.read_text())) == {"model", "val"}
+    assert metrics.read_bytes().startswith(whole + b"0,0,step/x,0.5\r\n") and b"\xff" not in metrics.read_bytes()
+    assert {row[0] for row in read_rows(metrics)} == {"0", "1", "3"}
+    after = yaml.safe_load(config.read_text())
+    assert after["trainer"].pop("max_epochs") == 2 and before["trainer"].pop("max_epochs") == 1
+    assert after == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b'{"val": \xff}', b"[1]"])
+def test_damaged_json_is_as_if_it_were_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes) -> None:
+    assert read_json(tmp_path / "summary.json") == {} and not caplog.text
+    (tmp_path / "summary.json").write_bytes(damage)
+    assert read_json(tmp_path / "summary.json") == {}
+    assert f"{tmp_path / 'summary.json'} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff", b"name:", None])
+def test_a_run_without_a_readable_configuration(tmp_path: Path, damage: bytes | None) -> None:
+    for folder in (run_of(tmp_path, "net"), run_of(tmp_path, "net")):
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/best.ckpt").touch()
+    file = tmp_path / "net-2/config.yaml"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"net-2 has checkpoints, and its config\.yaml is damaged"):
+        latest_run(tmp_path, "net")
+    # A new run has to know no more than that the number is taken.
+    assert run_of(tmp_path, "net").name == "net-3" and latest_run(tmp_path, "net") == tmp_path / "net-3"
+
+
+def test_small_files_are_on_the_disk_before_they_get_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, str]] = []
+    sync, replace = os.fsync, os.replace
+
+    def synchronise(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, "sync"))
+        sync(descriptor)
+
+    def rename(old: Path, new: Path) -> None:
+        synced.append((os.stat(old).st_size, "rename"))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synchronise)
+    monkeypatch.setattr(os, "replace", rename)
+    replace_text(tmp_path / "a.json", "{}\n")
+    assert synced[:2] == [(3, "sync"), (3, "rename")]
