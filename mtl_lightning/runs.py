@@ -100,7 +100,8 @@ def keep_config(folder: Path, config: str) -> None:
     file = folder / CONFIG
     before = file.read_text(encoding="utf-8") if file.exists() else config
     if before != config:
-        number = len(list(folder.glob("config.*.yaml")))
+        numbers = (path.name.split(".")[1] for path in folder.glob("config.*.yaml"))
+        number = max((int(number) for number in numbers if number.isdecimal()), default=0)
         newest = folder / f"config.{number}.yaml"
         # Where a kill came between the two writes it is kept already.
         if not (newest.exists() and newest.read_text(encoding="utf-8") == before):
