@@ -346,11 +346,7 @@ class MTLCLI(LightningCLI):
         if not exists and not (self.trainer.interrupted or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The checkpoint it started from is where the run was to end: there is nothing to show, nor to be the latest run.
             self.leave_folder()
-            rank_zero_only(print)(
-                f"Nothing was left to train: {self.checkpoint} is at epoch {self.trainer.current_epoch}, step "
-                f"{self.trainer.global_step}; raise trainer.max_epochs or trainer.max_steps",
-                flush=True,
-            )
+            rank_zero_only(print)(_nothing_trained(self.trainer, self.checkpoint), flush=True)
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tracking.finish(self.trainer)
             return
@@ -363,6 +359,18 @@ class MTLCLI(LightningCLI):
         self.tracking.finish(self.trainer)
         rank_zero_only(replace_text)(self.folder / FINISHED, f"{self.trainer.global_step}\n")
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
+
+
+def _nothing_trained(trainer: Trainer, checkpoint: Path | None) -> str:
+    zeros = [key for key in ("max_epochs", "max_steps", "limit_train_batches") if getattr(trainer, key) == 0]
+    if zeros:
+        return f"Nothing was trained: {' and '.join(f'trainer.{key} is 0' for key in zeros)}; give a larger number"
+    if checkpoint is None:
+        return "Nothing was trained: the run was to end before it had saved anything; raise trainer.max_time"
+    return (
+        f"Nothing was left to train: {checkpoint} is at epoch {trainer.current_epoch}, step {trainer.global_step}; "
+        "raise trainer.max_epochs or trainer.max_steps"
+    )
 
 
 def _listed(value: Any) -> list[Any]:

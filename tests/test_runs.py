@@ -138,3 +138,11 @@ def test_small_files_are_on_the_disk_before_they_get_their_name(tmp_path: Path, 
     monkeypatch.setattr(os, "replace", rename)
     replace_text(tmp_path / "a.json", "{}\n")
     assert synced[:2] == [(3, "sync"), (3, "rename")]
+
+
+@pytest.mark.parametrize(("option", "why"), [("max_epochs=0", "trainer.max_epochs is 0"), ("max_time=00:00:00:00", "max_time")])
+def test_a_run_that_trains_nothing_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, why: str) -> None:
+    call("fit", tmp_path, *SHORT, f"--trainer.{option}")
+    said = capsys.readouterr().out
+    assert "Nothing was trained: " in said and why in said.partition("Nothing was trained: ")[2] and "None" not in said
+    assert not list(tmp_path.iterdir())
