@@ -58,7 +58,7 @@ from mtl_lightning.runs import (
     latest_run,
     new_folder,
 )
-from mtl_lightning.storage import replace_text
+from mtl_lightning.storage import expanded, replace_text
 from mtl_lightning.trainer import MultiTaskTrainer
 
 # Classes that are imported can be named without their package; those of the data room are imported on first use.
@@ -110,7 +110,7 @@ class MTLCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and the run's folder."""
         config = self.config[self.subcommand]
-        root, name, which = Path(config.runs), config.name, self.which
+        root, name, which = expanded(config.runs), config.name, self.which
         check_name(name)
         self.decided = self._agreed(lambda: json.dumps([str(path or "") for path in self._decide(root, name, which)]))
         checkpoint, folder = json.loads(self.decided)
@@ -193,7 +193,7 @@ class MTLCLI(LightningCLI):
         if self.datamodule.seed is None:
             self.datamodule.seed = self.config[self.subcommand].seed_everything
         if self.subcommand == "predict" and (inputs := self.config[self.subcommand].inputs) is not None:
-            self._take_inputs(Path(inputs))
+            self._take_inputs(expanded(inputs))
 
     def _take_inputs(self, inputs: Path) -> None:
         """Predict what one has: what tasks know comes from the checkpoint, no data of the run's is needed."""
@@ -206,7 +206,7 @@ class MTLCLI(LightningCLI):
 
     def _predictions(self) -> Path:
         folder = self.config[self.subcommand].folder
-        return Path(folder) if folder else self.folder / "predictions"
+        return expanded(folder) if folder else self.folder / "predictions"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""

@@ -10,7 +10,7 @@ import yaml
 from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
 from mtl_lightning.running import RUNNING, check_free
-from mtl_lightning.storage import replace_text
+from mtl_lightning.storage import expanded, replace_text
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -128,7 +128,7 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
         CheckpointError: there is none, or it is damaged.
     """
     if which not in ("last", "best", None):
-        path = Path(which)
+        path = expanded(which)
         if not path.is_file():
             raise CheckpointError(f"--ckpt_path {which}: there is no such file; give last, best, or the path of a .ckpt file")
         load_checkpoint(path)

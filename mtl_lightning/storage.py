@@ -63,6 +63,11 @@ def replacing(path: Path, then: str, error: type[MTLError] = StorageError) -> It
             raise
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's, in which ``~`` is the home folder, as the shell would have it at the beginning of a word."""
+    return Path(os.path.expanduser(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Let a rename in a folder survive a power cut, where its file system can."""
     with suppress(OSError):  # some network file systems, and Windows, cannot sync a folder

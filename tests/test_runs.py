@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import mtl_lightning
 from mtl_lightning.analysis.logged import read_rows
 from mtl_lightning.errors import CheckpointError
 from mtl_lightning.main import main
-from mtl_lightning.runs import choose_run, discard, keep_config, latest_run, new_folder
+from mtl_lightning.runs import choose_run, discard, find_checkpoint, keep_config, latest_run, new_folder
 from mtl_lightning.storage import read_json, replace_text
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -146,3 +148,22 @@ def test_a_run_that_trains_nothing_says_why(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "Nothing was trained: " in said and why in said.partition("Nothing was trained: ")[2] and "None" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_in_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = run_of(tmp_path / "runs", "tiny") / "checkpoints"
+    folder.mkdir()
+    torch.save({"state_dict": {}, "global_step": 0, "pytorch-lightning_version": "2.6.6"}, folder / "last.ckpt")
+    assert find_checkpoint(tmp_path, "tiny", "~/runs/tiny/checkpoints/last.ckpt") == (folder / "last.ckpt", folder.parent)
+    for option in ("--ckpt_path=last", "--ckpt_path=~/runs/tiny/checkpoints/last.ckpt"):
+        caplog.clear()
+        assert "the checkpoint has the tasks []" in error_of(capsys, "test", Path("~/runs"), option)
+        assert f"Checkpoint {folder / 'last.ckpt'}" in caplog.text
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'none'}: there is no such run"):
+        mtl_lightning.load("~/none")
+    with pytest.raises(SystemExit):
+        main(["export", "--run=~/none"])
+    assert f"{tmp_path / 'none'}: there is no such run" in capsys.readouterr().err
