@@ -22,7 +22,7 @@ from mtl_lightning.running import Hold, check_free
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
-SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
+SHORT = ("--model.only=[level]", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
          "--trainer.limit_test_batches=1", "--trainer.num_sanity_val_steps=0")  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 def test_a_second_process_is_refused_and_the_first_one_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "tiny"
-    call("fit", tmp_path)
+    call("fit", tmp_path, f"--trainer.callbacks+={{class_path: tests.test_running.Look, init_args: {{folder: {tmp_path}}}}}")
+    # From its start to its report.
+    assert (tmp_path / "seen.txt").read_text().splitlines() == ["train True", "train True", "fit True", "validate True"]
     (folder / "finished").unlink()
     with another(lambda: Hold(folder)) as process:
         before = files(folder)
@@ -109,23 +111,14 @@ def test_a_second_process_is_refused_and_the_first_one_loses_nothing(tmp_path: P
         call("test", tmp_path)
         assert "tiny: test of" in capsys.readouterr().out
         assert is_held(folder)
-    # The lock of a process that was killed is nobody's.
+    # The lock of a process that was killed is nobody's; what ends in an error lets go by itself.
     assert (folder / "running").exists()
+    with pytest.raises(SystemExit):
+        call("fit", tmp_path, "--ckpt_path=last", "--model.encoder.init_args.widths=[8, 9]")
+    assert not (folder / "running").exists()
     call("fit", tmp_path, "--ckpt_path=auto", "--trainer.max_epochs=2")
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert not (folder / "running").exists() and not is_held(folder)
-
-
-def test_a_run_is_held_from_its_start_to_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = f"--trainer.callbacks+={{class_path: tests.test_running.Look, init_args: {{folder: {tmp_path}}}}}"
-    call("fit", tmp_path, look)
-    seen = (tmp_path / "seen.txt").read_text().splitlines()
-    assert seen == ["train True", "train True", "fit True", "validate True"]
-    assert not (tmp_path / "tiny/running").exists()
-    # What ends in an error lets go, too.
-    with pytest.raises(SystemExit):
-        call("fit", tmp_path, "--ckpt_path=last", "--model.encoder.init_args.widths=[8, 9]", "--trainer.max_epochs=2")
-    assert not (tmp_path / "tiny/running").exists()
 
 
 def test_a_worker_that_outlives_its_run_holds_nothing(tmp_path: Path) -> None:

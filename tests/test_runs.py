@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 CONF = Path(__file__).parent / "conf" / "tiny.yaml"
 LIMITS = {"train": 2, "val": 1, "test": 1}
 SHORT = (
-    *("--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=0"),
+    *("--model.only=[level]", "--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=0"),
     *(f"--trainer.limit_{split}_batches={batches}" for split, batches in LIMITS.items()),
 )
 
@@ -83,7 +83,7 @@ def test_small_files_of_a_run_that_are_damaged(
     config, summary, metrics = (folder / name for name in ("config.yaml", "summary.json", "metrics.csv"))
     before, whole = yaml.safe_load(config.read_text()), metrics.read_bytes()
     config.write_bytes(b"")
-    for command, option in (("fit", "auto"), ("fit", "last"), ("test", "best")):
+    for command, option in (("fit", "auto"), ("test", "best")):
         said = error_of(capsys, command, tmp_path, later, f"--ckpt_path={option}")
         assert f"{folder} has checkpoints, and its config.yaml is damaged or gone" in said
         assert f"write the line 'name: tiny' into {config}" in said
