@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from mtl_lightning.errors import ConfigError
 from mtl_lightning.main import main
 from mtl_lightning.running import Hold, check_free
+from mtl_lightning.runs import choose_run, keep_config, new_folder
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -172,3 +173,11 @@ def test_runs_go_on_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest
     for each in held:
         each.release()
     assert not list(tmp_path.iterdir())
+
+
+def test_auto_starts_no_other_run_beside_one_that_has_saved_nothing_yet(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path, "net")
+    keep_config(folder, "name: net\n")
+    with another(lambda: Hold(folder)), pytest.raises(ConfigError, match="is being trained by process"):
+        choose_run(tmp_path, "net")
+    assert choose_run(tmp_path, "net") == (False, f"{folder} has no checkpoint: a new run starts")
