@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     Path(options.runs).mkdir(parents=True, exist_ok=True)
     jobs = [(method, way) for method in options.only or methods() for way in options.ways]
-    with ProcessPoolExecutor(options.processes, max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(options.processes) as pool:
         for done in [pool.submit(run, job, options.runs) for job in jobs]:
             done.result()
     results: dict[str, dict[str, dict]] = {}
