@@ -45,6 +45,7 @@ from mtl_lightning.errors import CheckpointError, ConfigError, MTLError
 from mtl_lightning.examine import examine
 from mtl_lightning.launch import LAUNCHED, Peers
 from mtl_lightning.precision import check_precision, for_predictions
+from mtl_lightning.running import Hold
 from mtl_lightning.runs import (
     BEST,
     CHECKPOINTS,
@@ -55,9 +56,10 @@ from mtl_lightning.runs import (
     discard,
     find_checkpoint,
     keep_config,
+    latest_run,
     new_folder,
 )
-from mtl_lightning.storage import replace_text
+from mtl_lightning.storage import expanded, replace_text
 from mtl_lightning.strategies import check_start
 from mtl_lightning.trainer import MultiTaskTrainer
 
@@ -71,6 +73,8 @@ class MTLCLI(LightningCLI):
 
     claimed: ClassVar[Path | None] = None
     """The folder made for this run, to be taken away again if it comes to nothing."""
+    held: ClassVar[Hold | None] = None
+    """Keeps others from training in this run's folder; the first process's."""
     peers: ClassVar[Peers | None] = None
     """The run's other processes."""
     started: ClassVar[int] = 0
@@ -108,7 +112,7 @@ class MTLCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint and the run's folder."""
         config = self.config[self.subcommand]
-        root, name, which = Path(config.runs), config.name, self.which
+        root, name, which = expanded(config.runs), config.name, self.which
         check_name(name)
         self.decided = self._agreed(lambda: json.dumps([str(path or "") for path in self._decide(root, name, which)]))
         checkpoint, folder = json.loads(self.decided)
@@ -152,15 +156,27 @@ class MTLCLI(LightningCLI):
             which = "last" if goes_on else None
         if fit and not which:
             return None, self._claim(root, name)
+        if fit and which == "last" and (latest := latest_run(root, name)) is not None:
+            # Before its checkpoint is looked for: another one would go on saving.
+            MTLCLI.held = Hold(latest)
         checkpoint, folder = find_checkpoint(root, name, which)
         if folder is None or (fit and which != "last"):
             folder = self._claim(root, name)
         return checkpoint, folder
 
+    def _claim(self, root: Path, name: str) -> Path:
+        folder = MTLCLI.claimed = new_folder(root, name)
+        if self.subcommand == "fit":
+            MTLCLI.held = Hold(folder)
+        return folder
+
     @classmethod
-    def _claim(cls, root: Path, name: str) -> Path:
-        cls.claimed = new_folder(root, name)
-        return cls.claimed
+    def leave_folder(cls) -> None:
+        """Let others train in this run's folder, and take away one that came to nothing."""
+        if cls.held is not None:
+            cls.held.release()
+        if cls.claimed is not None:
+            discard(cls.claimed)
 
     def instantiate_classes(self) -> None:
         """Build everything; what a class refuses in its constructor is an error of the configuration."""
@@ -179,7 +195,7 @@ class MTLCLI(LightningCLI):
         if self.datamodule.seed is None:
             self.datamodule.seed = self.config[self.subcommand].seed_everything
         if self.subcommand == "predict" and (inputs := self.config[self.subcommand].inputs) is not None:
-            self._take_inputs(Path(inputs))
+            self._take_inputs(expanded(inputs))
 
     def _take_inputs(self, inputs: Path) -> None:
         """Predict what one has: what tasks know comes from the checkpoint, no data of the run's is needed."""
@@ -192,7 +208,7 @@ class MTLCLI(LightningCLI):
 
     def _predictions(self) -> Path:
         folder = self.config[self.subcommand].folder
-        return Path(folder) if folder else self.folder / "predictions"
+        return expanded(folder) if folder else self.folder / "predictions"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its folder, metrics.csv, checkpoints, progress, report."""
@@ -270,7 +286,7 @@ class MTLCLI(LightningCLI):
                 )
             peers.world = world
         if peers is not None:
-            peers.at_end = lambda: discard(self.claimed) if self.claimed is not None else None
+            peers.at_end = self.leave_folder
             if "LOCAL_RANK" not in os.environ:
                 os.environ[LAUNCHED] = "{}:{}:{}".format(*peers.address, os.getpid())
 
@@ -333,15 +349,11 @@ class MTLCLI(LightningCLI):
         best, exists = self.trainer.strategy.broadcast((best, best.exists()))
         if self.trainer.fast_dev_run and not self.resumed:  # type: ignore[attr-defined]
             # It leaves nothing behind, and must not be the latest run.
-            rank_zero_only(discard)(self.folder)
+            self.leave_folder()
         if not exists and not (self.trainer.interrupted or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
             # The checkpoint it started from is where the run was to end: there is nothing to show, nor to be the latest run.
-            rank_zero_only(discard)(self.folder)
-            rank_zero_only(print)(
-                f"Nothing was left to train: {self.checkpoint} is at epoch {self.trainer.current_epoch}, step "
-                f"{self.trainer.global_step}; raise trainer.max_epochs or trainer.max_steps",
-                flush=True,
-            )
+            self.leave_folder()
+            rank_zero_only(print)(_nothing_trained(self.trainer, self.checkpoint), flush=True)
         if not exists or self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tracking.finish(self.trainer)
             return
@@ -354,6 +366,18 @@ class MTLCLI(LightningCLI):
         self.tracking.finish(self.trainer)
         rank_zero_only(replace_text)(self.folder / FINISHED, f"{self.trainer.global_step}\n")
         rank_zero_only(print)(f"Table and pictures are in {self.folder}", flush=True)
+
+
+def _nothing_trained(trainer: Trainer, checkpoint: Path | None) -> str:
+    zeros = [key for key in ("max_epochs", "max_steps", "limit_train_batches") if getattr(trainer, key) == 0]
+    if zeros:
+        return f"Nothing was trained: {' and '.join(f'trainer.{key} is 0' for key in zeros)}; give a larger number"
+    if checkpoint is None:
+        return "Nothing was trained: the run was to end before it had saved anything; raise trainer.max_time"
+    return (
+        f"Nothing was left to train: {checkpoint} is at epoch {trainer.current_epoch}, step {trainer.global_step}; "
+        "raise trainer.max_epochs or trainer.max_steps"
+    )
 
 
 def _listed(value: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from mtl_lightning.errors import ConfigError, ExportError
 from mtl_lightning.forms import Form, Size
 from mtl_lightning.loading import load
 from mtl_lightning.predictor import Predictor, choose
-from mtl_lightning.storage import writing
+from mtl_lightning.storage import expanded, writing
 from mtl_lightning.tasks.base import Task
 
 Format = Literal["torch_export", "onnx"]
@@ -92,7 +92,7 @@ def export(
         StorageError: no room or no permission.
         ExportError: torch cannot export the network, or the file's outputs differ from the model's.
     """
-    path = Path(output)
+    path = expanded(output)
     description = path.with_name(path.name + ".json")
     if path.suffix != SUFFIX[format]:
         raise ConfigError(f"--output {path}: a file of format {format} ends in {SUFFIX[format]}, e.g. model{SUFFIX[format]}")
@@ -236,7 +236,7 @@ def command(args: Sequence[str]) -> None:
         words = f"{shortened(str(error))}; given is '{given[1]}'" if given else shortened(str(error))
         print(f"error: {words}\nAll options: {prog} --help", file=sys.stderr)
         raise SystemExit(2) from None
-    run = Path(config.run)
+    run = expanded(config.run)
     output = config.output or str((run if run.is_dir() else run.parent) / f"model{SUFFIX[config.format]}")
     done = export(run, output, config.tasks, config.format, config.size, config.raw)
     for name, difference in done.differences.items():

@@ -22,6 +22,7 @@ from mtl_lightning.errors import CheckpointError, ConfigError
 from mtl_lightning.model import MultiTaskModel
 from mtl_lightning.predictor import Predictor, choose
 from mtl_lightning.runs import BEST, LAST, PREVIOUS
+from mtl_lightning.storage import expanded
 from mtl_lightning.tasks.base import Task
 
 INPUTS = ("eval_transforms", "image_size", "channels")
@@ -42,7 +43,7 @@ def load(run: str | os.PathLike[str], tasks: Sequence[str] | None = None, device
         CheckpointError: there is no such run or checkpoint, or it does not fit its own configuration.
         ConfigError: an unknown task, or a configuration that names classes that are not installed here.
     """
-    path = _find(Path(run))
+    path = _find(expanded(run))
     checkpoint = load_checkpoint(path)
     text = checkpoint.get("mtl_config")
     if not text:

@@ -19,7 +19,6 @@ from mtl_lightning.errors import MTLError
 from mtl_lightning.exporting import command as export_command
 from mtl_lightning.launch import LAUNCHED, meet, out_of_touch
 from mtl_lightning.module import MultiTaskModule
-from mtl_lightning.runs import discard
 from mtl_lightning.terminal import quiet, show_ours
 from mtl_lightning.trainer import MultiTaskTrainer
 
@@ -43,7 +42,7 @@ def main(args: ArgsType = None) -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
         # The console script does not look where `python -m` does: for classes of one's own.
         sys.path.insert(0, os.getcwd())
-    MTLCLI.claimed = MTLCLI.peers = None
+    MTLCLI.claimed = MTLCLI.held = MTLCLI.peers = None
     words = sys.argv[1:] if args is None else args
     # The launcher kills the others when one that it started leaves with another code than 0.
     launched = LAUNCHED in os.environ and rank_zero_only.rank != 0  # type: ignore[attr-defined]
@@ -93,8 +92,7 @@ def main(args: ArgsType = None) -> None:
         error, speaks = lost or worker_error(raised) or raised, peers is None or peers.fail()
         if speaks and (os.environ.get(DEBUG) or not (isinstance(error, MTLError) or _from_lightning(error))):
             raise
-        if MTLCLI.claimed is not None:
-            discard(MTLCLI.claimed)
+        MTLCLI.leave_folder()
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         if peers is not None:
@@ -103,13 +101,14 @@ def main(args: ArgsType = None) -> None:
     finally:
         if MTLCLI.peers is not None:
             MTLCLI.peers.leave()
+        if MTLCLI.held is not None:
+            MTLCLI.held.release()
 
 
 def _give_up(name: str, code: int) -> NoReturn:
     if MTLCLI.peers is not None:
         MTLCLI.peers.fail()
-    if MTLCLI.claimed is not None:
-        discard(MTLCLI.claimed)
+    MTLCLI.leave_folder()
     rank_zero_only(print)(f"{name}: ended, with nothing new saved", file=sys.stderr)
     raise SystemExit(code) from None
 

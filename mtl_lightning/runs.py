@@ -9,26 +9,38 @@ import yaml
 
 from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
-from mtl_lightning.storage import replace_text
+from mtl_lightning.running import RUNNING, check_free
+from mtl_lightning.storage import expanded, replace_text
 
 CHECKPOINTS = "checkpoints"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 CONFIG = "config.yaml"
-BEFORE = (CONFIG, "model.md", "model.png", "summary.json")
+BEFORE = (CONFIG, "model.md", "model.png", "summary.json", RUNNING)
 """What a run writes before its first step."""
 FINISHED = "finished"
 """Is there once a run has come to its end and its report is written."""
 logger = logging.getLogger(__name__)
 
 
-def _folders(root: Path, name: str) -> list[Path]:
-    """The runs of a name, oldest first."""
+def _numbered(root: Path, name: str) -> dict[int, Path]:
+    """The runs of a name, by number; with them those that are trained and whose configuration cannot be read."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     numbered = {}
     for path in root.glob(f"{name}*") if root.is_dir() else ():
-        if path.is_dir() and (match := pattern.fullmatch(path.name)) and _named(path) == name:
+        if path.is_dir() and (match := pattern.fullmatch(path.name)) and _may_be(path, name):
             numbered[int(match.group(1) or 1)] = path
+    return numbered
+
+
+def _folders(root: Path, name: str) -> list[Path]:
+    """The runs of a name, oldest first."""
+    numbered = _numbered(root, name)
     return [numbered[key] for key in sorted(numbered)]
+
+
+def _may_be(folder: Path, name: str) -> bool:
+    named = _named(folder)
+    return named == name or (named is None and any(_kept(folder, which) for which in ("last", "best")))
 
 
 def _named(folder: Path) -> str | None:
@@ -47,25 +59,33 @@ def check_name(name: str) -> None:
 
 
 def new_folder(root: Path, name: str) -> Path:
-    """Claim ``root/name``, or ``root/name-2`` and so on where that is taken.
+    """Claim ``root/name``, or ``root/name-2`` and so on: a number above those of all runs of that name, so that it is the latest.
 
     Args:
         root: where the runs are.
         name: from the configuration.
     """
-    number = 1
+    number = 1 + max(_numbered(root, name), default=0)
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            # By itself: where its own folder cannot be made, no number is free.
+            _make_root(root)
+            folder.mkdir()
             return folder
         except FileExistsError:
-            pass
+            number += 1
         except OSError as error:
             raise ConfigError(
                 f"cannot make the run folder {folder}: {error.strerror}; set runs to a folder you can write"
             ) from error
-        number += 1
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(error.errno, f"{root} is there and is no folder") from error
 
 
 def keep_config(folder: Path, config: str) -> None:
@@ -80,7 +100,8 @@ def keep_config(folder: Path, config: str) -> None:
     file = folder / CONFIG
     before = file.read_text(encoding="utf-8") if file.exists() else config
     if before != config:
-        number = len(list(folder.glob("config.*.yaml")))
+        numbers = (path.name.split(".")[1] for path in folder.glob("config.*.yaml"))
+        number = max((int(number) for number in numbers if number.isdecimal()), default=0)
         newest = folder / f"config.{number}.yaml"
         # Where a kill came between the two writes it is kept already.
         if not (newest.exists() and newest.read_text(encoding="utf-8") == before):
@@ -107,7 +128,7 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
         CheckpointError: there is none, or it is damaged.
     """
     if which not in ("last", "best", None):
-        path = Path(which)
+        path = expanded(which)
         if not path.is_file():
             raise CheckpointError(f"--ckpt_path {which}: there is no such file; give last, best, or the path of a .ckpt file")
         load_checkpoint(path)
@@ -139,8 +160,18 @@ def find_checkpoint(root: Path, name: str, which: str | None) -> tuple[Path, Pat
 
 
 def latest_run(root: Path, name: str) -> Path | None:
-    """The folder of the latest run of a name."""
-    return next(reversed(_folders(root, name)), None)
+    """The folder of the latest run of a name.
+
+    Raises:
+        CheckpointError: it cannot be told whether it is one of that name.
+    """
+    latest = next(reversed(_folders(root, name)), None)
+    if latest is not None and _named(latest) is None:
+        raise CheckpointError(
+            f"{latest} has checkpoints, and its {CONFIG} is damaged or gone: is it the latest run of '{name}'? If so, write the "
+            f"line 'name: {name}' into {latest / CONFIG} (last and auto write the rest); if not, move the folder away"
+        )
+    return latest
 
 
 def _kept(run: Path, which: str) -> list[Path]:
@@ -190,10 +221,14 @@ def choose_run(root: Path, name: str) -> tuple[bool, str]:
 
     Returns:
         Whether the latest run of that name goes on, and a line that says what happens and why.
+
+    Raises:
+        ConfigError: it is being trained.
     """
     latest = latest_run(root, name)
     if latest is None:
         return False, f"no run named '{name}' in {root}: a new one starts"
+    check_free(latest)
     if not _kept(latest, "last"):
         return False, f"{latest} has no checkpoint: a new run starts"
     if (latest / FINISHED).exists():

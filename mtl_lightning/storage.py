@@ -1,12 +1,17 @@
 """Writing files whole or not at all; a full or read-only disk becomes one clear message."""
 
+import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mtl_lightning.errors import MTLError, StorageError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,6 +63,11 @@ def replacing(path: Path, then: str, error: type[MTLError] = StorageError) -> It
             raise
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path of the user's, in which ``~`` is the home folder, as the shell would have it at the beginning of a word."""
+    return Path(os.path.expanduser(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Let a rename in a folder survive a power cut, where its file system can."""
     with suppress(OSError):  # some network file systems, and Windows, cannot sync a folder
@@ -69,9 +79,25 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_text(path: Path, text: str, then: str = "make room or set runs to another folder, and run again") -> None:
-    """Write a text file whole; raises :class:`StorageError`."""
-    with replacing(path, then) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file whole, also where power fails; raises :class:`StorageError`."""
+    with replacing(path, then) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run says; nothing where there is none, and, with a warning, where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
+        logger.warning("WARNING: %s is damaged (%s); going on as if it were not there", path, error)
+        return {}
+    return found
 
 
 def _of_the_disk(error: BaseException | None) -> OSError | None:

@@ -162,3 +162,12 @@ def test_a_run_that_was_killed_before_it_saved_is_started_anew(tmp_path: Path, c
         fit(tmp_path, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1", "--name=blind")
         fit(tmp_path, "--name=blind", "--ckpt_path=best")
     assert "no checkpoints/best.ckpt, only a last one: give last" in capsys.readouterr().err
+
+
+def test_an_earlier_configuration_is_never_overwritten(tmp_path: Path) -> None:
+    for rate in range(4):
+        keep_config(tmp_path, f"lr: {rate}\n")
+    (tmp_path / "config.1.yaml").unlink()
+    keep_config(tmp_path, "lr: 4\n")
+    kept = {path.name: path.read_text()[-2] for path in tmp_path.glob("config*")}
+    assert kept == {"config.2.yaml": "1", "config.3.yaml": "2", "config.4.yaml": "3", "config.yaml": "4"}

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mtl_lightning.analysis.agreement import gradients
 from mtl_lightning.analysis.figures import clean, plain, plain_number, save
+from mtl_lightning.analysis.logged import read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -32,10 +33,7 @@ def balancing(metrics: Path, tasks: Sequence[str], folder: Path) -> None:
         tasks: in the order of tables.
         folder: takes the pictures.
     """
-    # It takes half a second to import, which `--help` has no need of.
-    import pandas as pd
-
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     all_weights(table, tasks, folder / "weights.png")
     gradients(table, tasks, folder / "gradients.png")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtl_lightning.analysis.balancing import TOGETHER, draw_weights, weights_of
 from mtl_lightning.analysis.figures import TRAIN, VAL, clean, plain, save
+from mtl_lightning.analysis.logged import read_table
 from mtl_lightning.batch import Batch
 from mtl_lightning.data.text.prepare import blank
 from mtl_lightning.tasks.base import Task
@@ -29,10 +30,7 @@ def curves(metrics: Path, tasks: Mapping[str, Task], path: Path) -> None:
         tasks: in the order of the rows.
         path: the PNG.
     """
-    # It takes half a second to import, which `--help` has no need of.
-    import pandas as pd
-
-    table = pd.read_csv(metrics)
+    table = read_table(metrics)
     figure = Figure(figsize=(9, 2.1 * (len(tasks) + 1)), layout="constrained")
     axes = figure.subplots(len(tasks) + 1, 2, squeeze=False)
 

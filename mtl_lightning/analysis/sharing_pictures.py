@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from mtl_lightning.analysis.figures import clean, plain, save
+from mtl_lightning.analysis.logged import read_table
 from mtl_lightning.architectures.base import Table
 
 if TYPE_CHECKING:
@@ -72,13 +73,10 @@ def sharing_picture(tables: Mapping[str, Table], metrics: Path, path: Path) -> N
 
 def _past(tables: Mapping[str, Table], metrics: Path) -> dict[str, "DataFrame"]:
     """The logged numbers of each table that has few, over the epochs, if there are several."""
-    # It takes half a second to import, which `--help` has no need of.
-    import pandas as pd
-
     few = {name: table for name, table in tables.items() if len(table.rows) <= CHARTS and len(table.columns) <= LINES}
     if not few or not metrics.exists():
         return {}
-    logged = pd.read_csv(metrics)
+    logged = read_table(metrics)
     logged = logged[logged["name"].str.startswith("sharing/")]
     wide = logged.pivot_table(index="step", columns="name", values="value", aggfunc="last")
     found = {}

@@ -1,7 +1,6 @@
 """metrics.csv: every logged number of a run, one a row."""
 
 import csv
-import math
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mtl_lightning.analysis.logged import FIELDS, read_rows
 from mtl_lightning.errors import StorageError
 from mtl_lightning.storage import replacing, writing
 
-FIELDS = ("step", "epoch", "name", "value")
 THEN = "checkpoints saved so far are whole: make room or permit writing, then go on with --ckpt_path last"
 
 
@@ -97,10 +96,7 @@ class MetricsCSV(Logger):
             return
         if self._file is not None:
             self._file.close()
-        with self.path.open(newline="", encoding="utf-8") as file:
-            # A line without its end was cut by a kill; half of a number is a number, too.
-            lines = [line for line in file if line.endswith("\n")]
-        rows = [row for row in csv.reader(lines) if len(row) == len(FIELDS) and _number(row[0]) < step and _whole(row[3])]
+        rows = [row for row in read_rows(self.path) if int(row[0]) < step]
         with replacing(self.path, THEN) as new, new.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([FIELDS, *rows])
 
@@ -114,17 +110,4 @@ def last_values(file: Path, prefix: str) -> dict[str, float]:
     """What was logged last under each name that begins so; nothing where there is no file."""
     if not file.exists():
         return {}
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = [row for row in csv.DictReader(opened) if row["name"].startswith(prefix)]
-    return {row["name"]: float(row["value"]) for row in rows}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.inf
-
-
-def _whole(text: str) -> bool:
-    return text == "nan" or not math.isnan(_number(text) if text else math.nan)
+    return {name: float(value) for _, _, name, value in read_rows(file) if name.startswith(prefix)}

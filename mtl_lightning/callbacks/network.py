@@ -14,7 +14,7 @@ from torch import Tensor
 from mtl_lightning.analysis.model_summary import ModelSummary
 from mtl_lightning.analysis.model_tables import model_page, show_network
 from mtl_lightning.analysis.network import summary_of, write_network
-from mtl_lightning.storage import replace_text, writing
+from mtl_lightning.storage import read_json, replace_text, writing
 
 THEN = "make room or set runs to another folder, and run again"
 
@@ -60,7 +60,6 @@ class NetworkPage(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_network(summary, module, row, self.folder)
         file = self.folder / "summary.json"
-        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        replace_text(file, json.dumps(told | {"model": summary.as_dict()}, indent=2) + "\n", THEN)
+        replace_text(file, json.dumps(read_json(file) | {"model": summary.as_dict()}, indent=2) + "\n", THEN)
         replace_text(self.folder / "model.md", f"# {self.folder.name}\n\n{model_page(summary)}\n\n![model](model.png)\n", THEN)
         self._drawn = module.model.architecture.revision

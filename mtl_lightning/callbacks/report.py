@@ -14,7 +14,7 @@ from mtl_lightning.analysis.balancing import balancing
 from mtl_lightning.analysis.pictures import Row, curves, plot, samples, take_row
 from mtl_lightning.analysis.tables import Summary, caption, markdown_table, rich_table, summarize
 from mtl_lightning.callbacks.metrics_csv import last_values
-from mtl_lightning.storage import replace_text, writing
+from mtl_lightning.storage import read_json, replace_text, writing
 from mtl_lightning.tasks.base import Task
 
 TITLES = {"val": "validation", "test": "test"}
@@ -76,7 +76,7 @@ class Report(Callback):
         results, tasks = module.results[split], dict(module.tasks.items())
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / "summary.json"
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        summary = read_json(file)
         summary[split] = {"checkpoint": self.checkpoint} | summarize(results)
         console = Console()
         console.print(rich_table(f"{self.folder.name}: {TITLES[split]} of {self.checkpoint}", summary[split]))
@@ -88,7 +88,7 @@ class Report(Callback):
     def without_validation(self, module: Any) -> None:
         """The report of a run that validated nothing: the last training losses, and the curves."""
         file = self.folder / "summary.json"
-        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        summary = read_json(file)
         # Not the trainer's: a run that had come to its end already, and was killed before its report, has trained no epoch now.
         losses = summary["train"] = last_values(self.folder / "metrics.csv", "train/")
         replace_text(file, json.dumps(summary, indent=2) + "\n")

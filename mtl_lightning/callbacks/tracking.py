@@ -1,6 +1,5 @@
 """What a tracker gets beside the numbers: configuration, pictures of predictions, the final table and the report."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from mtl_lightning.analysis.tables import Summary
 from mtl_lightning.callbacks.report import spread
 from mtl_lightning.callbacks.wandb_runs import KEY, wandb_loggers
 from mtl_lightning.config import TrackingOptions
-from mtl_lightning.storage import writing
+from mtl_lightning.storage import read_json, writing
 from mtl_lightning.tasks.base import Task
 
 AXIS = "trainer/global_step"
@@ -116,7 +115,7 @@ class Tracking(Callback):
         """Send the tables in ``summary.json`` and the pictures of the run folder."""
         file, step = self.folder / "summary.json", max(0, trainer.global_step - 1)
         for logger in wandb_loggers(trainer):
-            summary: dict[str, Summary] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            summary: dict[str, Summary] = read_json(file)
             for split, part in summary.items():
                 if "tasks" in part:
                     logger.log_table(f"summary/{split}", COLUMNS, table(part), step=step)

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from mtl_lightning.checkpoint import load_checkpoint
 from mtl_lightning.errors import ConfigError
-from mtl_lightning.storage import replace_text
+from mtl_lightning.storage import read_json, replace_text
 
 FILE = "wandb.json"
 """In the run folder: which W&B run it is."""
@@ -69,11 +69,7 @@ def _is_wandb(entry: Any) -> bool:
 def _saved(folder: Path, checkpoint: Path | None) -> Mapping[str, str]:
     if checkpoint is None:
         return {}
-    file = folder / FILE
-    found: Mapping[str, str] = (
-        json.loads(file.read_text(encoding="utf-8")) if file.exists() else load_checkpoint(checkpoint).get(KEY) or {}
-    )
-    return found
+    return read_json(folder / FILE) or load_checkpoint(checkpoint).get(KEY) or {}
 
 
 @rank_zero_only
