@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.dataset import LabelledDataset
-from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, ResumableLoader
 from mtl_lightning.errors import DataError
 
 SPEC = {"y": TargetSpec("numbers", (1,), torch.float32, 0.0)}
@@ -86,6 +86,14 @@ def test_another_batch_size_is_refused_where_it_cannot_go_on() -> None:
     next(iter(loader))
     with pytest.raises(DataError, match="batch size"):
         make(batch=4).load_state_dict(loader.state_dict())
+
+
+def test_further_batches_of_another_size_go_on_from_a_whole_one() -> None:
+    further = FurtherBatches(make(batch=3))
+    first = [name for name, _ in seen([next(further) for _ in range(2)])]
+    resumed = FurtherBatches(make(batch=4))
+    resumed.load_state_dict(further.state_dict())
+    assert first[4:] == [name for name, _ in seen([next(resumed)])][: len(first) - 4]
 
 
 def test_global_batches_are_the_same_rows_on_any_number_of_processes() -> None:

@@ -91,6 +91,9 @@ def _begin_next_epoch(loops: dict[str, Any]) -> None:
     """
     epoch, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     if epoch["current"]["started"] != epoch["current"]["processed"]:
+        for loader in loops["state_dict"].get("combined_loader", []):
+            # Of before loaders told it.
+            loader.setdefault("batch", loader["rows"] // max(1, batches["current"]["ready"]))
         return
     for span in ("total", "current"):
         epoch[span]["completed"] = epoch[span]["processed"]
