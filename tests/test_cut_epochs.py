@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from mtl_lightning.main import main
 from tests.killer import Stopped
@@ -31,6 +32,11 @@ def saved(folder: Path, name: str = "last") -> dict[str, Any]:
     return found
 
 
+def values(folder: Path, name: str) -> dict[int, float]:
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    return {int(step): float(value) for step, _, key, value in rows if key == name}
+
+
 def test_other_batches_are_refused_in_mid_epoch_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = cut(tmp_path, 4, "--checkpoint.every_n_steps=2")
     before = (folder / "metrics.csv").read_bytes()
@@ -50,3 +56,29 @@ def test_other_batches_are_refused_in_mid_epoch_alone(tmp_path: Path, capsys: py
     fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs=1")
     fit(tmp_path, "--ckpt_path=last", "--data.init_args.batch_size=16")
     assert saved(folder)["global_step"] == 6 + 3
+
+
+class Stop(Callback):
+    """Stops in the middle of the second epoch, as ``trainer.max_time`` does."""
+
+    after = 0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop |= trainer.current_epoch == 1 and batch_idx == self.after
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "after"), [(8, 1, 2), (4, 2, 4)], ids=["a step", "within a step"])
+def test_last_and_best_of_an_epoch_that_was_stopped_are_of_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, accumulate: int, after: int
+) -> None:
+    """Where ``last.ckpt`` did not know of that best, a worse epoch of the run that goes on would take its place."""
+    monkeypatch.setattr(Stop, "after", after)
+    folder = fit(tmp_path, "--checkpoint.monitor=val/loss", "--trainer.callbacks+=tests.test_cut_epochs.Stop",
+                 f"--data.init_args.batch_size={batch}", f"--trainer.accumulate_grad_batches={accumulate}")  # fmt: skip
+    last, best = saved(folder), saved(folder, "best")
+    assert last["global_step"] == best["global_step"] == 9
+    [state] = [state for state in last["callbacks"].values() if "best_model_score" in state]
+    assert float(state["best_model_score"]) == pytest.approx(values(folder, "val/loss")[8])
+    # A run that starts from the best one goes on in mid-epoch, too.
+    epochs = [found["loops"]["fit_loop"]["epoch_progress"]["current"] for found in (last, best)]
+    assert epochs[0] == epochs[1] and epochs[0]["started"] == epochs[0]["processed"] + 1

@@ -52,7 +52,7 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
         self._clock = time.monotonic()
         self._pending = False
-        self._stepped = False
+        self._stepped = self._held = False
         self._stop = StopRequest()
         self._asked = self._again = 0
         self._requeue: int | None = None
@@ -131,6 +131,7 @@ class LastCheckpoint(Checkpoint):
         """Save in mid-epoch, and where the run ends; only between optimizer steps: accumulated gradients are in no checkpoint."""
         late = self._agree()
         self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._hold(trainer)
         if trainer.is_last_batch or not self._stepped:
             return
         self._halt(trainer, pl_module)
@@ -149,6 +150,7 @@ class LastCheckpoint(Checkpoint):
             return
         if trainer.sanity_checking:
             return
+        self._hold(trainer)
         between = self._stepped and not trainer.is_last_batch
         if between:
             self._halt(trainer, pl_module)
@@ -164,6 +166,13 @@ class LastCheckpoint(Checkpoint):
         self._agree()
         self._halt(trainer, pl_module)
         self._save_or_finish(trainer)
+
+    def _hold(self, trainer: pl.Trainer) -> None:
+        """Let what stops the run wait for the end of the optimizer's step, where it can be saved."""
+        if self._stepped or trainer.is_last_batch:
+            trainer.should_stop, self._held = trainer.should_stop or self._held, False
+        elif trainer.should_stop:
+            trainer.should_stop, self._held = False, True
 
     def _save_or_finish(self, trainer: pl.Trainer) -> None:
         if self._asked:
@@ -193,7 +202,16 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"] | None) -> None:
-        super().__init__(folder, filename="best", monitor=monitor, mode=mode or "max", save_top_k=1, enable_version_counter=False)
+        # Behind the validation also where an epoch ends: in one that is stopped, last.ckpt is saved there, and has to know of it.
+        super().__init__(
+            folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode or "max",
+            save_top_k=1,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
         self._given = mode
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
