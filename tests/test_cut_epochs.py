@@ -1,7 +1,7 @@
 """What goes on in the middle of an epoch: batches, best checkpoints, errors."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -82,3 +82,28 @@ def test_last_and_best_of_an_epoch_that_was_stopped_are_of_its_last_step(
     # A run that starts from the best one goes on in mid-epoch, too.
     epochs = [found["loops"]["fit_loop"]["epoch_progress"]["current"] for found in (last, best)]
     assert epochs[0] == epochs[1] and epochs[0]["started"] == epochs[0]["processed"] + 1
+
+
+class Rows(Callback):
+    """Notes what is trained on."""
+
+    seen: ClassVar[list[list[str]]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(list(batch.ids))
+
+
+@pytest.mark.parametrize("start", ["last", "best"])
+def test_part_of_an_epoch_is_an_epoch(tmp_path: Path, start: str) -> None:
+    """Every epoch takes the first rows of its own order, however the run was cut up, also where max_steps is given."""
+    part = ["--trainer.limit_train_batches=3", "--trainer.max_epochs=3", "--trainer.max_steps=100",
+            "--trainer.callbacks+=tests.test_cut_epochs.Rows"]  # fmt: skip
+    Rows.seen.clear()
+    whole = fit(tmp_path / "whole", *part)
+    expected, Rows.seen[:] = list(Rows.seen), []
+    folder = cut(tmp_path / "cut", 3, *part)
+    assert Rows.seen.pop() == expected[3]
+    fit(tmp_path / "cut", *part, f"--ckpt_path={folder}/checkpoints/best.ckpt" if start == "best" else "--ckpt_path=last")
+    assert Rows.seen == expected
+    folder = folder.with_name("tiny-2") if start == "best" else folder
+    assert (folder / "summary.json").read_text() == (whole / "summary.json").read_text()
