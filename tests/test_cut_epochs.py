@@ -107,3 +107,19 @@ def test_part_of_an_epoch_is_an_epoch(tmp_path: Path, start: str) -> None:
     assert Rows.seen == expected
     folder = folder.with_name("tiny-2") if start == "best" else folder
     assert (folder / "summary.json").read_text() == (whole / "summary.json").read_text()
+
+
+def test_a_validation_without_a_label_ends_no_run(tmp_path: Path) -> None:
+    stopping = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
+    with pytest.warns(UserWarning, match=r"no label that counts for val/score: no best\.ckpt") as warned:
+        folder = fit(tmp_path, "--data.init_args.eval_rows=100", "--trainer.limit_val_batches=1",
+                     "--data.init_args.hidden_eval={color: 0.97}", f"--trainer.callbacks+={stopping}")  # fmt: skip
+    assert sum("early stopping does not look at it" in str(warning.message) for warning in warned) == 1
+    assert saved(folder)["global_step"] == 12 and (folder / "finished").exists()
+    assert not (folder / "checkpoints/best.ckpt").exists()
+
+
+def test_the_best_epoch_of_the_training_loss(tmp_path: Path) -> None:
+    folder = fit(tmp_path, "--checkpoint.monitor=train/loss", "--trainer.val_check_interval=3")
+    losses = values(folder, "train/loss")
+    assert saved(folder, "best")["global_step"] == 1 + min(losses, key=losses.__getitem__)
