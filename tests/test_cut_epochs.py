@@ -123,3 +123,19 @@ def test_the_best_epoch_of_the_training_loss(tmp_path: Path) -> None:
     folder = fit(tmp_path, "--checkpoint.monitor=train/loss", "--trainer.val_check_interval=3")
     losses = values(folder, "train/loss")
     assert saved(folder, "best")["global_step"] == 1 + min(losses, key=losses.__getitem__)
+
+
+def test_fit_refuses_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saving = f"{{class_path: ModelCheckpoint, init_args: {{dirpath: {tmp_path}/w, filename: w, save_weights_only: true}}}}"
+    fit(tmp_path, "--trainer.max_steps=6", f"--trainer.callbacks+={saving}")
+    path = tmp_path / "w/w.ckpt"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, f"--ckpt_path={path}")
+    error = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert f"error: {path}: holds weights without the state of training (no optimizer_states" in error
+    assert "validate, test and predict can use this one" in error and not (tmp_path / "tiny-2").exists()
+    main(["validate", "--config", str(CONF), "--runs", str(tmp_path), *QUICK, f"--ckpt_path={path}"])
+    # As the message advises.
+    fit(tmp_path, "--trainer.max_steps=1", "--name=new", f"--model.encoder.init_args.weights={path}")
