@@ -410,7 +410,7 @@ class MultiTaskModule(pl.LightningModule):
         record, error = self._bad_rows.finish(split, found)
         self._report(split_record(split, results, self._importance) | record)
         if error is not None:
-            self.halt = error
+            self.halt = self.halt or error
             if self.trainer.state.fn != "fit":
                 raise error
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from mtl_lightning.data.loader import EpochSampler
 from mtl_lightning.main import main
 from tests.killer import Stopped
 
@@ -139,3 +140,17 @@ def test_fit_refuses_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     main(["validate", "--config", str(CONF), "--runs", str(tmp_path), *QUICK, f"--ckpt_path={path}"])
     # As the message advises.
     fit(tmp_path, "--trainer.max_steps=1", "--name=new", f"--model.encoder.init_args.weights={path}")
+
+
+def test_an_error_waits_for_the_validation_that_is_due(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order = [pick.row for pick in EpochSampler(list(range(48)), shuffle=True, seed=0)]  # type: ignore[arg-type]
+    args = ["--data=tests.spoilt.SpoiltDataModule", "--data.init_args.num_workers=0", "--data.init_args.batch_size=8",
+            f"--data.init_args.spoil={{train-{order[9]}: image}}", "--data.init_args.seed=0", "--trainer.val_check_interval=2",
+            "--trainer.max_epochs=1"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        fit(tmp_path, *args, "--model.bad_numbers.policy=raise")
+    assert "bad numbers in step 1 of epoch 0" in capsys.readouterr().err
+    folder = fit(tmp_path, *args, "--model.bad_numbers.policy=raise", "--ckpt_path=last")
+    whole = fit(tmp_path, *args, "--name=whole").with_name("whole")
+    assert values(folder, "val/loss") == values(whole, "val/loss")
+    assert list(values(whole, "val/loss")) == [1, 3, 5]

@@ -132,11 +132,13 @@ class LastCheckpoint(Checkpoint):
         self._hold(trainer)
         if trainer.is_last_batch or not self._stepped:
             return
-        self._halt(trainer, pl_module)
+        due = validation_due(trainer, batch_idx)
+        if not due:
+            self._halt(trainer, pl_module)
         many = self.every_n_steps is not None and trainer.global_step - self._step >= self.every_n_steps
         if not (self._asked or self._ends(trainer) or many or late):
             return
-        if validation_due(trainer, batch_idx):
+        if due:
             self._pending = True
         else:
             self._save_or_finish(trainer)
