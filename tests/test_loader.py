@@ -82,10 +82,15 @@ def test_a_state_after_the_last_batch_is_the_next_epoch() -> None:
 
 
 def test_another_batch_size_is_refused_where_it_cannot_go_on() -> None:
-    loader = make()
-    next(iter(loader))
-    with pytest.raises(DataError, match="batch size"):
-        make(batch=4).load_state_dict(loader.state_dict())
+    loader = make(length=24)
+    batches = iter(loader)
+    next(batches), next(batches)
+    for other in ({"batch": 4}, {"batch": 6}, {"batch": 1}, {"replicas": 2}):
+        with pytest.raises(DataError, match="batch size times processes is 3"):
+            make(length=24, **other).load_state_dict(loader.state_dict())
+    make(length=24, batch=1, replicas=3).load_state_dict(loader.state_dict())
+    list(batches)
+    make(length=24, batch=4).load_state_dict(loader.state_dict())
 
 
 def test_further_batches_of_another_size_go_on_from_a_whole_one() -> None:
