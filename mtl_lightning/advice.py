@@ -211,6 +211,9 @@ def shortened(message: str) -> str:
     text = re.sub(r"<class '([^']+)'>", r"\1", " ".join(lines))
     text = re.sub(r"\.? Got value: (Namespace|\{).*", "", text)
     text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    # Classes within classes: their keys alone.
+    text = re.sub(r": (?:Expected a \w+ )*Problem with given class_path '[^']+': (\w+):(?= )", r".init_args.\1:", text)
+    text = re.sub(r"Problem with given class_path '(?:[^']+\.)?(\w+)': ", r"\1: ", text)
     # What a factory's arguments and outcome are does not help who forgot one of its class's.
     text = re.sub(r"Type \S*Callable\[.*?\] expects a function or a callable class: ", "", text)
     return _short(text or " ".join(message.split()), LENGTH)

@@ -32,6 +32,7 @@ from mtl_lightning.callbacks.network import NetworkPage
 from mtl_lightning.callbacks.predictions import PredictionWriter, check_folder
 from mtl_lightning.callbacks.progress import EpochLines, TaskBar
 from mtl_lightning.callbacks.report import Report
+from mtl_lightning.callbacks.requeue import never_requeue
 from mtl_lightning.callbacks.resume import Resume
 from mtl_lightning.callbacks.sharing import WatchSharing
 from mtl_lightning.callbacks.together import EndTogether
@@ -58,6 +59,7 @@ from mtl_lightning.runs import (
     new_folder,
 )
 from mtl_lightning.storage import replace_text
+from mtl_lightning.strategies import check_start
 from mtl_lightning.trainer import MultiTaskTrainer
 
 # Classes that are imported can be named without their package; those of the data room are imported on first use.
@@ -275,10 +277,15 @@ class MTLCLI(LightningCLI):
 
     def _built_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand].trainer
+        check_start(config.strategy)
         try:
-            return super().instantiate_trainer(**kwargs)
+            built = super().instantiate_trainer(**kwargs)
         except (*REFUSALS, MisconfigurationException) as error:
             raise Located(explain(error, "trainer", MultiTaskTrainer, config.as_dict())) from error
+        check_start(config.strategy, built.strategy)
+        if self.subcommand != "fit":
+            never_requeue(built)
+        return built
 
     def _nothing_saved(self) -> dict[str, Any]:
         from mtl_lightning.analysis.check.step import StepProbe

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from mtl_lightning.advice import roots
@@ -37,8 +38,8 @@ def examine(command: str, config: Mapping[str, Any]) -> None:
             generator takes, or an entry of the trainer's that cannot hold.
     """
     for wrong in Types(roots(command))(config):
-        if wrong.value is None:
-            raise ConfigError(f"{wrong.key} is null, expected {wrong.expected}")
+        if wrong.value is None or isinstance(wrong.value, bool):
+            raise ConfigError(f"{wrong.key} is {yaml_word(wrong.value)}, expected {wrong.expected}")
     for key, value in _leaves("", config):
         if isinstance(value, float) and not math.isfinite(value):
             # Comparisons with NaN are all false: few ranges would see it.
@@ -53,12 +54,29 @@ def examine(command: str, config: Mapping[str, Any]) -> None:
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     for name, (right, reason) in FIXED.items():
         if (value := trainer.get(name)) not in right:
-            raise ConfigError(f"trainer.{name} is {str(value).lower() if isinstance(value, bool) else value}, {reason}")
+            raise ConfigError(f"trainer.{name} is {yaml_word(value)}, {reason}")
     for name, least in TRAINER.items():
         if (value := trainer.get(name)) is not None:
             at_least(f"trainer.{name}", value, least)
-    if (interval := trainer.get("val_check_interval")) is not None and not isinstance(interval, str | dict):
-        above("trainer.val_check_interval", interval, 0)
+    for name in ("max_time", "val_check_interval"):
+        if isinstance(value := trainer.get(name), int | float):
+            above(f"trainer.{name}", value, 0)
+        elif isinstance(value, dict):
+            _check_time(f"trainer.{name}", value)
+
+
+def yaml_word(value: Any) -> str:
+    """A plain value as a configuration writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_time(key: str, value: Mapping[str, int]) -> None:
+    try:
+        time = timedelta(**value)
+    except (TypeError, OverflowError):
+        time = timedelta()
+    if time <= timedelta():
+        raise ConfigError(f"{key} is {value}, expected a time above 0 as days, hours, minutes and seconds: {{hours: 12}}")
 
 
 def _leaves(key: str, config: Any) -> Iterator[tuple[str, Any]]:

@@ -110,6 +110,8 @@ class Types:
             yield from self._value(key, value, inner[-1])
         elif isinstance(origin, type) and issubclass(origin, Mapping):
             for name, each in value.items():
+                if inner[0] is int and not _reads(int, str(name)):
+                    yield Wrong(f"{key}.{name}", name, "int as the name of a key")
                 yield from self._value(f"{key}.{name}", each, inner[-1])
         elif origin in LISTS:
             kinds = inner if origin is tuple and inner[-1] is not Ellipsis else [inner[0]] * len(value)
@@ -158,6 +160,8 @@ def _alike(hint: Any, value: Any) -> bool:
         return not isinstance(value, bool) and (isinstance(value, int | hint) or _reads(hint, value))
     if hint in (str, Path):
         return isinstance(value, str | Path)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return isinstance(value, hint) or (isinstance(value, str) and value in hint.__members__)
     if kind in LISTS:
         fixed = kind is tuple and inner and inner[-1] is not Ellipsis
         return isinstance(value, list | tuple) and (not fixed or len(value) == len(inner))

@@ -95,6 +95,22 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
+def check_start(name: Any, strategy: Any = None) -> None:
+    """Refuse what cannot be had before any process is started.
+
+    Args:
+        name: ``trainer.strategy`` as configured.
+        strategy: what became of it.
+
+    Raises:
+        ConfigError: a name of what only a class can be, or processes that are started with everything pickled.
+    """
+    if isinstance(name, str) and name.lower() in ("fullysharded", "fsdp"):
+        raise ConfigError(f"trainer.strategy is {name}: write {{class_path: FullySharded}}, which is FSDP as it can be had here")
+    if getattr(strategy, "_start_method", None) == "spawn":
+        raise ConfigError(f"trainer.strategy is {name}, which would pickle the whole run for each process; set it to ddp")
+
+
 def check_sharded(
     trainer: Any,
     weighting: Weighting,

@@ -1,5 +1,6 @@
 """Lightning's trainer with the entries that this framework adds to its command line."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,16 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 class MultiTaskTrainer(Trainer):
     """Lightning's trainer, which can also ``check`` and knows where to ``predict`` from and to."""
+
+    def __init__(
+        self,
+        *,
+        # Types of Lightning's, with text behind keys: a saved configuration would turn keys into text.
+        max_time: dict[str, int] | str | timedelta | None = None,
+        val_check_interval: int | float | dict[str, int] | str | timedelta | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(max_time=max_time, val_check_interval=val_check_interval, **kwargs)
 
     # The docstrings of these are the help of the commands; Lightning's tell what its own calls would do.
     def fit(

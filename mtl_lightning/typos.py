@@ -80,7 +80,7 @@ class Search:
         elif isinstance(origin, type) and issubclass(origin, Sequence):
             for number, each in enumerate(value if isinstance(value, list) else ()):
                 yield from self._value(f"{key}[{number}]", each, inner[0])
-        elif isinstance(hint, type) and hint.__module__ not in ("builtins", "pathlib") and hint is not Any:
+        elif isinstance(hint, type) and hint.__module__ not in ("builtins", "pathlib", "datetime") and hint is not Any:
             yield from self._object(key, value, hint, passed)
 
     def _object(self, key: str, value: Any, base: type, passed: int) -> Iterator[Typo]:
@@ -95,7 +95,7 @@ class Search:
             for name in () if isinstance(value, str) else sorted(set(value) - ENTRIES):
                 text = f"arguments of {found.__name__} stand under init_args, not beside class_path: write {key}.init_args.{name}"
                 yield Typo(f"{key}.{name}", "class_path", text)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(path, str | None):
             about, made = self.classes.get(key, (None, base))
             within = bool(ENTRIES & set(value))
             arguments = value.get("init_args") if within else value

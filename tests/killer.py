@@ -49,6 +49,13 @@ class SignalInValidation(Callback):
             self.number = None
 
 
+class SignalInTest(Callback):
+    """Send the process SLURM's signal in ``test``."""
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class SignalInSetup(Callback):
     """Send the process Ctrl-C before anything is trained."""
 

@@ -124,6 +124,9 @@ def test_links_out_of_the_root_are_refused_unless_allowed(tmp_path: Path) -> Non
     lines = [line for line in str(caught.value).splitlines() if "row" in line and "leads out" in line]
     assert [line.split(":")[0].strip() for line in lines] == ["cells.csv, row 3", "cells.csv, row 4"]
     assert "data.init_args.follow_links" in lines[0] and str(outside) in lines[0]
+    tasks: dict[str, Any] = {"kind": Classification()}
+    examined = data.examined(tasks)["train"]
+    assert ["leads out" in " ".join(examined.examine(row, tasks).problems) for row in range(4)] == [False, True, True, False]
     data.follow_links = True
     assert len(data.datasets({"kind": Classification()}, ["train"])["train"]) == 4
     # A root that is a link itself is fine.

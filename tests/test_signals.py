@@ -123,6 +123,22 @@ def test_slurm_requeues_between_two_steps(
     assert_same(tmp_path / "whole/tiny", tmp_path / "cut/tiny")
 
 
+def test_slurm_requeues_a_report_and_no_test(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in (ONE_TASK | JOB).items():
+        monkeypatch.setenv(key, value)
+    asked = "--trainer.callbacks+={class_path: tests.killer.SignalInValidation, init_args: {name: SIGUSR1, stage: %s}}"
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, "--trainer.max_epochs=1", asked % "validate")
+    assert caught.value.code == 75 and slurm.read_text() == "requeue 4711\n"
+    assert not (tmp_path / "tiny/finished").exists() and "the run ends as soon" not in capsys.readouterr().err
+    fit(tmp_path, "--trainer.max_epochs=1", "--ckpt_path=auto")
+    assert (tmp_path / "tiny/finished").exists() and not (tmp_path / "tiny-2").exists()
+    main(["test", "--config", str(CONF), "--runs", str(tmp_path), *RANDOM, "--trainer.callbacks+=tests.killer.SignalInTest"])
+    assert slurm.read_text() == "requeue 4711\n" and not list(tmp_path.rglob("hpc_ckpt*"))
+
+
 def start(runs: Path, *args: str, head: tuple[str, ...] = ("-m", "mtl_lightning"), **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, *head, "fit", "--config", str(CONF), "--runs", str(runs), "--trainer.strategy=ddp",
                "--trainer.limit_val_batches=0", "--checkpoint.every_n_steps=null", "--trainer.max_epochs=3000"]  # fmt: skip

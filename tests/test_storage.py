@@ -95,6 +95,18 @@ def test_the_first_checkpoint_that_cannot_be_written(
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_predictions_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tmp_path, "--trainer.max_epochs=1")
+    capsys.readouterr()
+    Full(monkeypatch, "predictions.csv", room=100)
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "--config", str(CONF), "--runs", str(tmp_path), "--folder", str(tmp_path / "predicted")])
+    errors = capsys.readouterr().err
+    assert caught.value.code == 1 and "No space left" in errors and "another place with --folder" in errors
+
+
 @pytest.mark.parametrize("part", ["metrics.csv", "summary.json", "summary.md", "config.yaml"])
 def test_the_other_files_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str

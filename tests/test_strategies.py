@@ -34,6 +34,15 @@ def test_sharded_parameters_are_refused(kind: Any) -> None:
         module.configure_model()
 
 
+@pytest.mark.parametrize("name", ["FullySharded", "fsdp", "ddp_spawn"])
+def test_what_cannot_be_started_is_refused_by_name(tmp_path: Any, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments(tmp_path, "net", 1), f"--trainer.strategy={name}"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 1 and f"error: trainer.strategy is {name}" in error and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_whole_parameters_are_taken() -> None:
     for strategy in (None, SingleDeviceStrategy(torch.device("cpu")), DDPStrategy(find_unused_parameters=True)):
         check_strategy(strategy)

@@ -77,7 +77,7 @@ def run(job: tuple[str, str], runs: str) -> None:
     bad = sum(not math.isfinite(float(row["value"])) for row in rows if not row["name"].startswith("gradient/cosine"))
     steps = clock.times[4:] or clock.times
     losses = {name: last[f"val/{name}/loss"] for name in ("shape", "present", "count", "segmentation", "depth", "normals")}
-    skipped = last.get("gradient/skipped", 0.0) + sum(last.get(f"gradient/left_out/{name}", 0.0) for name in losses)
+    skipped = last.get("gradient/skipped", 0.0) + sum(value for name, value in last.items() if name.startswith("bad/"))
     found = {"score": last["val/score"], "losses": losses, "bad": bad, "skipped": skipped, "step": statistics.median(steps)}
     file.write_text(json.dumps(found))
     print(f"{method} {way}: score {found['score']:.3f}", flush=True)
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     Path(options.runs).mkdir(parents=True, exist_ok=True)
     jobs = [(method, way) for method in options.only or methods() for way in options.ways]
-    with ProcessPoolExecutor(options.processes, max_tasks_per_child=40) as pool:
+    with ProcessPoolExecutor(options.processes) as pool:
         for done in [pool.submit(run, job, options.runs) for job in jobs]:
             done.result()
     results: dict[str, dict[str, dict]] = {}

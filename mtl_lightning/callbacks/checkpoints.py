@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from mtl_lightning.callbacks.agreement import Agreement
-from mtl_lightning.callbacks.requeue import requeue, requeue_signal
+from mtl_lightning.callbacks.requeue import never_requeue, requeue, requeue_signal
 from mtl_lightning.callbacks.signals import SAVED, Stopped, StopRequest
 from mtl_lightning.runs import LAST
 
@@ -73,9 +73,11 @@ class LastCheckpoint(Checkpoint):
         self._asked, self._again, late = self._agreement.answer()
         return bool(late)
 
-    def _listen(self, trainer: pl.Trainer) -> None:
+    def _listen(self, trainer: pl.Trainer, answer: str = "the run ends as soon as it is saved") -> None:
         # Not sooner: Lightning sets its own handlers as a stage begins, and these send messages at any moment of a step.
-        self._requeue = requeue_signal(trainer)
+        if trainer.state.fn == "fit":
+            self._requeue = requeue_signal(trainer)
+        self._stop.answer = answer
         self._stop.quiet = not trainer.is_global_zero
         self._stop.listen(signal.SIGINT, signal.SIGTERM, *([] if self._requeue is None else [self._requeue]))
 
@@ -95,11 +97,19 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After the training, too: a report that was begun is finished."""
         if trainer.state.fn == "validate":
-            self._listen(trainer)
+            self._listen(trainer, "all is saved, and the report is finished first")
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """The report has no time to be finished where SLURM is about to end the job: the next start writes it."""
+        if trainer.state.fn == "validate" and self._stop.asked and self._stop.asked == self._requeue:
+            if trainer.is_global_zero:
+                print(requeue(), flush=True)
+            raise Stopped(SAVED)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen no longer."""
         self._stop.leave()
+        never_requeue(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Listen no longer."""
@@ -146,7 +156,9 @@ class LastCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due at the batch before the validation, or where the validation ends the run in mid-epoch."""
         if trainer.state.fn != "fit":
+            # The report is written: other callbacks come before those that save.
             self._stop.leave()
+            self.on_validation_batch_end(trainer)
             return
         if trainer.sanity_checking:
             return

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,10 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Say what is left."""
         if self._file is not None and not self._file.closed:
-            self._write_waiting(list(self._columns))
-            self._file.close()
+            with suppress(OSError):  # of a full disk the exception itself tells
+                self._write_waiting(list(self._columns))
+            with suppress(OSError):
+                self._file.close()
             print(f"Cut off: the first {self._row} predictions are in {self.partial}", flush=True)
 
     def _writing(self) -> AbstractContextManager[None]:

@@ -1,7 +1,9 @@
 """SLURM: which signal asks for a requeue, and asking for it."""
 
 import os
+import signal
 import subprocess
+import threading
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments import SLURMEnvironment  # type: ignore[attr-defined]
@@ -14,6 +16,15 @@ def requeue_signal(trainer: pl.Trainer) -> int | None:
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal is not None:
         return int(environment.requeue_signal)
     return None
+
+
+def never_requeue(trainer: pl.Trainer) -> None:
+    """For what is no training: Lightning would save something, ask for a requeue, and go on."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if (number := requeue_signal(trainer)) is not None and isinstance(environment, SLURMEnvironment):
+        environment.auto_requeue = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(number, signal.SIG_IGN)
 
 
 def requeue() -> str:

@@ -25,10 +25,11 @@ class StopRequest:
     Attributes:
         asked: the number of the signal that asked for it; 0 while none did.
         quiet: says nothing.
+        answer: what it says otherwise.
     """
 
     def __init__(self) -> None:
-        self.asked, self.quiet = 0, False
+        self.asked, self.quiet, self.answer = 0, False, ""
         self._since = 0.0
         self._before: dict[int, Any] = {}
 
@@ -45,7 +46,7 @@ class StopRequest:
             if not self.quiet:
                 # Not print: the signal may have interrupted one.
                 again = f"; the same again after {REPEATED:.0f} s ends it at once" if number in ENDING else ""
-                os.write(2, f"\n{signal.Signals(number).name}: the run ends as soon as it is saved{again}.\n".encode())
+                os.write(2, f"\n{signal.Signals(number).name}: {self.answer}{again}.\n".encode())
         elif self.asked in ENDING and time.monotonic() - self._since > REPEATED:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

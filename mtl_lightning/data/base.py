@@ -161,7 +161,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         found = self.datasets(tasks, wanted)
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
-                raise DataError(f"the {split} split is empty; look at the data module's split settings")
+                raise DataError(f"the {split} split is empty; look at its settings and at rows that were left out")
         # Other commands than fit are about one split; what the model was trained on may have been other rows than these.
         self.adopt(found, None if stage == "fit" else SPLITS[stage][-1:])
 

@@ -27,10 +27,11 @@ from mtl_lightning.data.opening import MAX_PIXELS
 from mtl_lightning.data.pictures import Pictures, find_rows
 from mtl_lightning.data.rows import RowPictures
 from mtl_lightning.data.splits import SPLITS, Split, assign
-from mtl_lightning.data.table import Places, Table, join_tables, read_table
-from mtl_lightning.data.verify import check_presence, check_repeats, check_rows, check_values
+from mtl_lightning.data.table import Places, Table, Texts, join_tables, read_table
+from mtl_lightning.data.verify import check_links, check_presence, check_repeats, check_rows, check_values
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.inputs import IMAGE
+from mtl_lightning.storage import writing
 from mtl_lightning.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -262,12 +263,8 @@ class ManifestDataModule(MultiTaskDataModule):
             raise DataError(f"pictures that are there more than once, {repeats.report()}")
         faults = Faults(places, len(table))
         labels = self._labels(tasks, table, codes, pictures, faults)
-        links = self._links()
-        for name, column in self.sources.items():
-            check_presence(links, self.root, f"column '{column}'", pictures.texts[name], faults)
-        for name, task_labels in labels.items():
-            if task_labels.texts is not None:
-                check_presence(links, self.root, f"task '{name}'", task_labels.texts, faults)
+        for what, texts in self._paths(pictures, labels):
+            check_presence(self._links(), self.root, what, texts, faults)
         check_values(tasks, labels, pictures.names, faults)
 
         def part(name: str, rows: np.ndarray) -> ManifestDataset:
@@ -294,6 +291,8 @@ class ManifestDataModule(MultiTaskDataModule):
         check_repeats(list(pictures.texts.values()), codes, names, self.duplicates == "allow", faults)
         stopping = faults.bad.copy()
         labels = self._labels(tasks, table, codes, pictures, faults)
+        for what, texts in self._paths(pictures, labels):
+            check_links(self._links(), self.root, what, texts, faults)
         parts = {name: np.flatnonzero(codes == code) for name, code in zip(names, (0, 1, 2, -1), strict=True)}
         rest = (
             pictures,
@@ -327,6 +326,14 @@ class ManifestDataModule(MultiTaskDataModule):
 
     def _links(self) -> Links:
         return Links([self.root], self.follow_links)
+
+    def _paths(self, pictures: RowPictures, labels: Mapping[str, Labels]) -> Iterator[tuple[str, Texts]]:
+        """All columns of files, and what messages call them."""
+        for name, column in self.sources.items():
+            yield f"column '{column}'", pictures.texts[name]
+        for name, task_labels in labels.items():
+            if task_labels.texts is not None:
+                yield f"task '{name}'", task_labels.texts
 
     def _labels(
         self, tasks: Mapping[str, Task], table: Table, codes: np.ndarray, pictures: RowPictures, faults: Faults
@@ -393,6 +400,7 @@ class ManifestDataModule(MultiTaskDataModule):
             rank_zero_info(f"left out {faults.report(wanted)}")
             if self.trainer is not None and self.trainer.is_global_zero:
                 listing = Path(self.trainer.default_root_dir) / f"left_out_{splits}.txt"
-                listing.parent.mkdir(parents=True, exist_ok=True)
-                listing.write_text(faults.report(wanted, shown=None) + "\n", encoding="utf-8")
+                with writing(listing, "make room, or mend the rows that are left out"):
+                    listing.parent.mkdir(parents=True, exist_ok=True)
+                    listing.write_text(faults.report(wanted, shown=None) + "\n", encoding="utf-8")
                 rank_zero_info(f"all of them are in {listing}")

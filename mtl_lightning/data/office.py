@@ -158,9 +158,10 @@ class OfficeDataModule(ListedDataModule):
         base = os.path.join(self.root, folder, "images")
         base = base if os.path.isdir(base) else os.path.join(self.root, folder)
         if not os.path.isdir(base):
+            there = ", ".join(sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())) or "none"
             raise DataError(
-                f"task '{task}': there is no folder {base}; name its domain in data.init_args.domains.{task} (there are "
-                f"{', '.join(sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())) or 'none'}). {SOURCE}"
+                f"task '{task}': there is no folder {base}; look at data.init_args.root, or name its domain in "
+                f"data.init_args.domains.{task} (there are {there}). {SOURCE}"
             )
         ignored = Ignored()
         found = list(class_pictures(base, ignored, self._links()))

@@ -93,7 +93,8 @@ def assign(split: Split, table: Table, image: str, faults: Faults | None = None)
         ConfigError: the settings do not fit the manifest.
         DataError: a row's split has none of the three names, or no row trains.
     """
-    table.need([column for column in (split.group, split.stratify) if column is not None], KEY)
+    for key, column in (("group", split.group), ("stratify", split.stratify)):
+        table.need([] if column is None else [column], f"{KEY}.{key}")
     if split.files is not None:
         codes: np.ndarray = np.array([SPLITS.index(name) for name in split.files])[table.places.source]
     elif split.fractions is not None:

@@ -61,6 +61,17 @@ def check_presence(links: Links, root: str, what: str, texts: Texts, faults: Fau
             faults.add(row, f"{what}: {error}")
 
 
+def check_links(links: Links, root: str, what: str, texts: Texts, faults: Faults) -> None:
+    """Note paths of files that are there, and leave the root through links."""
+    for row, text in enumerate(texts):
+        path = os.path.join(root, text.replace("\\", "/"))
+        if text and os.path.exists(path):
+            try:
+                links.check(path, text)
+            except DataError as error:
+                faults.add(row, f"{what}: {error}")
+
+
 class Listing:
     """What is in a folder, by one look into it.
 

@@ -97,7 +97,9 @@ class Regression(Task):
         if self.names is None:
             return None
         if isinstance(value, list) and len(value) != len(self.names):
-            raise ConfigError(f"{key} has {len(value)} numbers, expected one for each of {self.names}")
+            raise ConfigError(
+                f"task '{self.name}': {key} has {len(value)} numbers, expected one for each of {', '.join(self.names)}"
+            )
         return numbers.expand(len(self.names))
 
     def _numbers(self) -> list[str]:

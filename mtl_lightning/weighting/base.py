@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtl_lightning.errors import TrainingError
+from mtl_lightning.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,14 @@ class Weighting(nn.Module):
         Args:
             tasks: of the run.
             configured: names of all tasks of the configuration, of which the run may have a part.
+
+        Raises:
+            ConfigError: it is no method, but what all methods are made of.
         """
+        if self.from_losses is None and self.from_gradients is None:
+            raise ConfigError(
+                f"model.weighting {type(self).__name__} weighs neither losses nor gradients; name a method (Equal is the sum)"
+            )
         self.names = [task.name for task in tasks]
         self.configured = list(configured) or list(self.names)
         self.setup(tasks)
