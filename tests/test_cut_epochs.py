@@ -94,7 +94,7 @@ class Rows(Callback):
         self.seen.append(list(batch.ids))
 
 
-@pytest.mark.parametrize("start", ["last", "best"])
+@pytest.mark.parametrize("start", ["last", pytest.param("best", marks=pytest.mark.slow)])
 def test_part_of_an_epoch_is_an_epoch(tmp_path: Path, start: str) -> None:
     """Every epoch takes the first rows of its own order, however the run was cut up, also where max_steps is given."""
     part = ["--trainer.limit_train_batches=3", "--trainer.max_epochs=3", "--trainer.max_steps=100",
