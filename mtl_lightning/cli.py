@@ -24,7 +24,8 @@ import mtl_lightning.schedule
 import mtl_lightning.tasks
 import mtl_lightning.weighting
 from mtl_lightning.blame import REFUSALS, Builder, Located, explain, origin
-from mtl_lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from mtl_lightning.callbacks.best import BestCheckpoint
+from mtl_lightning.callbacks.checkpoints import LastCheckpoint
 from mtl_lightning.callbacks.data_speed import DataSpeed
 from mtl_lightning.callbacks.metrics_csv import MetricsCSV
 from mtl_lightning.callbacks.network import NetworkPage

@@ -33,7 +33,7 @@ from mtl_lightning.penalties import Penalty, choose_penalties
 from mtl_lightning.predictor import forward_each
 from mtl_lightning.records import epoch_record, split_record, step_record
 from mtl_lightning.resting import Resting
-from mtl_lightning.restore import check_state
+from mtl_lightning.restore import check_complete, check_state
 from mtl_lightning.schedule import Scheduler, run_length
 from mtl_lightning.sharding import clip_norm, shard
 from mtl_lightning.strategies import check_sharded, check_strategy, check_wrapped, holds_all
@@ -413,7 +413,7 @@ class MultiTaskModule(pl.LightningModule):
         record, error = self._bad_rows.finish(split, found)
         self._report(split_record(split, results, self._importance) | record)
         if error is not None:
-            self.halt = error
+            self.halt = self.halt or error
             if self.trainer.state.fn != "fit":
                 raise error
 
@@ -428,6 +428,8 @@ class MultiTaskModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other tasks, classes or shapes before anything is loaded."""
         training = self.trainer.state.fn == "fit"
+        if training:
+            check_complete(checkpoint, self.trainer.ckpt_path)
         if isinstance(self.trainer.precision_plugin, DoublePrecision):
             # The trainer does so after loading, when float64 weights have been rounded to float32.
             self.double()

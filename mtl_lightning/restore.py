@@ -1,6 +1,6 @@
 """Whether a checkpoint fits the run, before anything of it is loaded."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,8 +14,28 @@ from mtl_lightning.errors import CheckpointError
 
 LEARNING = ("weighting.", "engine.")
 """State that matters to training alone."""
+TRAINING = ("loops", "optimizer_states", "lr_schedulers", "callbacks")
+"""What training goes on with, beside the weights."""
 LISTED = 8
 """Keys that a message names at most."""
+
+
+def check_complete(checkpoint: Mapping[str, Any], path: object) -> None:
+    """Refuse to train on from weights alone.
+
+    Args:
+        checkpoint: as loaded.
+        path: of it, for the message.
+
+    Raises:
+        CheckpointError: it lacks what training goes on with.
+    """
+    if missing := [part for part in TRAINING if part not in checkpoint]:
+        raise CheckpointError(
+            f"{path}: holds weights without the state of training (no {', '.join(missing)}), as save_weights_only writes them, "
+            "and fit goes on with both; give a checkpoint that has them. validate, test and predict can use this one, and "
+            "model.encoder.init_args.weights starts a new run with its encoder"
+        )
 
 
 def check_state(module: pl.LightningModule, theirs: MutableMapping[str, Any], training: bool, config: str | None = None) -> None:

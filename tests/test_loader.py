@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtl_lightning.batch import Batch, Collate, TargetSpec
 from mtl_lightning.data.dataset import LabelledDataset
-from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
+from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, FurtherBatches, ResumableLoader
 from mtl_lightning.errors import DataError
 
 SPEC = {"y": TargetSpec("numbers", (1,), torch.float32, 0.0)}
@@ -82,10 +82,23 @@ def test_a_state_after_the_last_batch_is_the_next_epoch() -> None:
 
 
 def test_another_batch_size_is_refused_where_it_cannot_go_on() -> None:
-    loader = make()
-    next(iter(loader))
-    with pytest.raises(DataError, match="batch size"):
-        make(batch=4).load_state_dict(loader.state_dict())
+    loader = make(length=24)
+    batches = iter(loader)
+    next(batches), next(batches)
+    for other in ({"batch": 4}, {"batch": 6}, {"batch": 1}, {"replicas": 2}):
+        with pytest.raises(DataError, match="batch size times processes is 3"):
+            make(length=24, **other).load_state_dict(loader.state_dict())
+    make(length=24, batch=1, replicas=3).load_state_dict(loader.state_dict())
+    list(batches)
+    make(length=24, batch=4).load_state_dict(loader.state_dict())
+
+
+def test_further_batches_of_another_size_go_on_from_a_whole_one() -> None:
+    further = FurtherBatches(make(batch=3))
+    first = [name for name, _ in seen([next(further) for _ in range(2)])]
+    resumed = FurtherBatches(make(batch=4))
+    resumed.load_state_dict(further.state_dict())
+    assert first[4:] == [name for name, _ in seen([next(resumed)])][: len(first) - 4]
 
 
 def test_global_batches_are_the_same_rows_on_any_number_of_processes() -> None:

@@ -3,17 +3,15 @@
 import signal
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from mtl_lightning.callbacks.agreement import Agreement
 from mtl_lightning.callbacks.requeue import never_requeue, requeue, requeue_signal
 from mtl_lightning.callbacks.signals import SAVED, Stopped, StopRequest
-from mtl_lightning.monitor import check_monitor, check_tunable, direction
 from mtl_lightning.runs import LAST
 
 
@@ -52,7 +50,7 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
         self._clock = time.monotonic()
         self._pending = False
-        self._stepped = False
+        self._stepped = self._held = False
         self._stop = StopRequest()
         self._asked = self._again = 0
         self._requeue: int | None = None
@@ -141,13 +139,16 @@ class LastCheckpoint(Checkpoint):
         """Save in mid-epoch, and where the run ends; only between optimizer steps: accumulated gradients are in no checkpoint."""
         late = self._agree()
         self._stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._hold(trainer)
         if trainer.is_last_batch or not self._stepped:
             return
-        self._halt(trainer, pl_module)
+        due = validation_due(trainer, batch_idx)
+        if not due:
+            self._halt(trainer, pl_module)
         many = self.every_n_steps is not None and trainer.global_step - self._step >= self.every_n_steps
         if not (self._asked or self._ends(trainer) or many or late):
             return
-        if validation_due(trainer, batch_idx):
+        if due:
             self._pending = True
         else:
             self._save_or_finish(trainer)
@@ -161,6 +162,7 @@ class LastCheckpoint(Checkpoint):
             return
         if trainer.sanity_checking:
             return
+        self._hold(trainer)
         between = self._stepped and not trainer.is_last_batch
         if between:
             self._halt(trainer, pl_module)
@@ -176,6 +178,13 @@ class LastCheckpoint(Checkpoint):
         self._agree()
         self._halt(trainer, pl_module)
         self._save_or_finish(trainer)
+
+    def _hold(self, trainer: pl.Trainer) -> None:
+        """Let what stops the run wait for the end of the optimizer's step, where it can be saved."""
+        if self._stepped or trainer.is_last_batch:
+            trainer.should_stop, self._held = trainer.should_stop or self._held, False
+        elif trainer.should_stop:
+            trainer.should_stop, self._held = False, True
 
     def _save_or_finish(self, trainer: pl.Trainer) -> None:
         if self._asked:
@@ -193,44 +202,3 @@ class LastCheckpoint(Checkpoint):
     def _ends(trainer: pl.Trainer) -> bool:
         least = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
         return (trainer.should_stop and least) or 0 < trainer.max_steps <= trainer.global_step
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt``: the epoch with the best monitored value.
-
-    Args:
-        folder: where.
-        monitor: a logged validation value.
-        mode: whether it is to be large or small; None knows it from the value.
-    """
-
-    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"] | None) -> None:
-        super().__init__(folder, filename="best", monitor=monitor, mode=mode or "max", save_top_k=1, enable_version_counter=False)
-        self._given = mode
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a monitor that will never be logged, and thresholds that could never be chosen, before training."""
-        super().setup(trainer, pl_module, stage)
-        if stage != "fit" or self.monitor is None:
-            return
-        counts = trainer.datamodule.counts().get("val", {})  # type: ignore[attr-defined]
-        check_tunable(pl_module.tasks, counts if trainer.enable_validation else {})  # type: ignore[arg-type]
-        main = [name for name, task in pl_module.tasks.items() if not task.auxiliary]  # type: ignore[union-attr, operator]
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping):
-                check_monitor("trainer.callbacks EarlyStopping.monitor", callback.monitor, pl_module, counts)
-        labelled = any(counts.get(str(name), (0, 0))[0] for name in main)
-        if self.monitor in ("val/score", "val/loss") and not (labelled and trainer.limit_val_batches):
-            self.save_top_k = 0
-            why = "No main task has a validation label" if trainer.limit_val_batches else "Nothing is validated"
-            rank_zero_info(f"{why}: there is no best.ckpt, only last.ckpt.")
-            return
-        check_monitor("checkpoint.monitor", self.monitor, pl_module, counts)
-        self.mode = direction("checkpoint.mode", self.monitor, self._given, pl_module)
-        self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the parent, which forgets the score that it saved last."""
-        super().load_state_dict(state_dict)
-        if self.dirpath == state_dict.get("dirpath"):
-            self.current_score = state_dict.get("current_score")

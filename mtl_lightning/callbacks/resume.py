@@ -85,12 +85,20 @@ def _processes(number: int) -> str:
 
 
 def _begin_next_epoch(loops: dict[str, Any]) -> None:
-    """Let a checkpoint of an epoch's end start the next one.
+    """Let a checkpoint of an epoch's end start the next one, at its first row.
 
-    With ``max_steps`` the trainer would otherwise begin the finished epoch again, find nothing left in it, and end it twice.
+    With ``max_steps`` the trainer would otherwise begin the finished epoch again, find nothing left in it, and end it twice. And
+    with ``limit_train_batches`` loaders do not know that the epoch is over.
     """
     epoch, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    if epoch["current"]["started"] != epoch["current"]["processed"]:
+    over = epoch["current"]["started"] == epoch["current"]["processed"]
+    # A loader of a user's own may keep what it likes.
+    for loader in (state for state in loops["state_dict"].get("combined_loader", []) if "rows" in state):
+        if (over or batches["is_last_batch"]) and loader["rows"]:
+            loader |= {"epoch": loader["epoch"] + 1, "rows": 0}
+        # Of before loaders told it.
+        loader.setdefault("batch", loader["rows"] // max(1, batches["current"]["ready"]))
+    if not over:
         return
     for span in ("total", "current"):
         epoch[span]["completed"] = epoch[span]["processed"]

@@ -231,15 +231,28 @@ class ResumableLoader(DataLoader[Any]):
         epoch, position = self.order.epoch, self.position
         if position >= len(self):
             epoch, position = epoch + 1, 0
-        return {"epoch": epoch, "rows": position * (self.batch_size or 1) * self.order.num_replicas}
+        return {"epoch": epoch, "rows": position * self.global_batch, "batch": self.global_batch}
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of a batch, over all processes."""
+        return (self.batch_size or 1) * self.order.num_replicas
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Start the next iteration where :meth:`state_dict` was taken."""
-        batch = (self.batch_size or 1) * self.order.num_replicas
-        if state["rows"] % batch:
+        """Start the next iteration where :meth:`state_dict` was taken.
+
+        Raises:
+            DataError: in mid-epoch, with batches of another size: the trainer goes on counting in those of before, and would miss
+                the end of the epoch.
+        """
+        batch, before = self.global_batch, state.get("batch", self.global_batch)
+        if state["rows"] and (before != batch or state["rows"] % batch):
             raise DataError(
-                f"the checkpoint was taken after {state['rows']} rows of its epoch, which is no whole number of batches of "
-                f"{batch}; resume with the batch size (times processes) that it was trained with"
+                f"data.init_args.batch_size is {self.batch_size} on {self.order.num_replicas} process"
+                f"{'es' * (self.order.num_replicas > 1)}, which makes batches of {batch} rows, and the checkpoint was taken in "
+                f"mid-epoch, after {state['rows']} rows in batches of {before}; set it so that batch size times processes is "
+                f"{before} (with trainer.max_epochs={state['epoch'] + 1} the epoch is finished so, and the next one can have "
+                "others), or start a new run from a checkpoint of an epoch's end"
             )
         # Here and not later: with workers, the iterator prefetches before the trainer sets the epoch.
         self.order.set_epoch(state["epoch"])
@@ -272,8 +285,9 @@ class FurtherBatches:
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
-        self.loader.load_state_dict(state)
+        """Go on from there; with batches of another size, from the last of these that is whole: nobody counts the batches."""
+        batch = self.loader.global_batch
+        self.loader.load_state_dict(state | {"rows": state["rows"] // batch * batch, "batch": batch})
         self._batches = None
 
 
