@@ -14,6 +14,8 @@ from mtl_lightning.tasks.base import Task
 
 FOREIGN = re.compile(r"(?:GLOBAL|class|function) ([\w.]+\.[\w.]+)")
 """What torch did not want to build, in its messages."""
+PARTS = ("state_dict", "global_step", "pytorch-lightning_version")
+"""What every checkpoint of the trainer has."""
 
 
 def load_checkpoint(path: Path, advise: bool = True) -> dict[str, Any]:
@@ -80,8 +82,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint that can be loaded safely ({_reason(error)}); it may be cut off, or not of this framework"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path}: holds no training state (no 'state_dict'): it is no checkpoint of fit")
+    lacking = [key for key in PARTS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if lacking:
+        raise CheckpointError(f"{path}: holds no training state (no '{lacking[0]}'): it is no checkpoint of fit")
     return checkpoint
 
 

@@ -188,7 +188,8 @@ def newest_whole(run: Path) -> Path:
     Raises:
         CheckpointError: none can be loaded.
     """
-    faults: list[str] = []
+    last = run / CHECKPOINTS / LAST
+    faults = [] if last.is_file() else [f"{last}: is not there"]
     for path in _kept(run, "last"):
         try:
             step = load_checkpoint(path, advise=False)["global_step"]

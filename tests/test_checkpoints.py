@@ -161,6 +161,13 @@ def test_a_foreign_class_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "foreign.ckpt")
 
 
+@pytest.mark.parametrize("held", [{"w": 1}, {"state_dict": {}}, {"state_dict": {}, "global_step": 3}, [1]])
+def test_files_of_others_are_no_checkpoints(tmp_path: Path, held: Any) -> None:
+    torch.save(held, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt: holds no training state \(no '\w"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of six steps: ``last`` after 12, ``previous`` after 11."""
@@ -210,10 +217,11 @@ def test_a_damaged_one_that_is_named_is_an_error_with_another(runs: Path, capsys
     assert "last.ckpt" in error and "previous.ckpt" in error and "use an earlier checkpoint" in error
 
 
-def test_only_the_previous_one_is_left(runs: Path) -> None:
+def test_only_the_previous_one_is_left(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = runs / "tiny/checkpoints"
     (folder / "last.ckpt").unlink()
     call("validate", runs, "--ckpt_path=last")
+    assert "last.ckpt: is not there; going on from the one before it" in capsys.readouterr().err
     (folder / "best.ckpt").unlink()
     mtl_lightning.load(runs / "tiny")
 

@@ -66,6 +66,7 @@ class Resume(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsCSV):
                     logger.cut(trainer.global_step)
+            rank_zero_info(f"The run goes on behind step {trainer.global_step}, in epoch {trainer.current_epoch + 1}")
         states, self._states = self._states, None
         if states is not None and len(states) == trainer.world_size:
             restore(states[trainer.global_rank])
