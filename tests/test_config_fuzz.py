@@ -176,7 +176,8 @@ class Bench:
         place = dotted(path[:-1]).partition("[")[0].removesuffix(".init_args")
         places = [place, *(f"task '{task}'" for task in path[2:3] if path[:2] == ("model", "tasks"))]
         named = any(each in message for each in places) and re.search(rf"(?<!\w){path[-1]}(?!\w)", message)
-        if not named and value != HUGE and not any(f" {each}" in message for each in ("cannot be read", "bad rows", "is empty")):
+        others = (" cannot be read", " bad rows", " is empty", " pixels, the data gives ")
+        if not named and value != HUGE and not any(each in message for each in others):
             return f"{case}: does not name the key: {message}"
         return "refused"
 
@@ -191,8 +192,8 @@ class Bench:
         if not (same(shown, value) or (value == {} and isinstance(shown, dict)) or case == "seed_everything=True"):
             # Nothing given to an object is all its own values; a true seed is Lightning's word for any.
             return f"{case}: became {shown!r} in the resolved configuration"
-        if leaf.name not in parameters(leaf.owner or type(None)) and leaf.owner is not None:
-            return ""  # part of a mapping, which arrived as a whole
+        if value == {} or leaf.key == "runs" or (leaf.owner is not None and leaf.name not in parameters(leaf.owner)):
+            return ""  # an object of its own values, a folder that has other names, a part of a mapping that arrived as a whole
         given = [arguments[leaf.name] for made, arguments in self.built if made is leaf.owner and leaf.name in arguments]
         if leaf.name != "class_path" and not any(same(each, value) for each in given):
             return f"{case}: did not reach {leaf.owner}, which was given {given}"
