@@ -28,7 +28,7 @@ def call(command: str, runs: Path, *args: str) -> None:
 
 
 def state(number: int) -> dict[str, Any]:
-    return {"state_dict": {"w": torch.arange(300.0) + number}, "global_step": number}
+    return {"state_dict": {"w": torch.arange(300.0) + number}, "global_step": number, "pytorch-lightning_version": "2.6.0"}
 
 
 def step(path: Path) -> int:
