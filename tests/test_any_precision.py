@@ -132,7 +132,7 @@ def test_a_run_in_bf16_scores_the_same_and_predicts_in_full_precision(tmp_path: 
     with pytest.raises(SystemExit):
         main(["fit", *basis, "--trainer.precision=16-mixed"])
     assert "trainer.precision is 16-mixed" in capsys.readouterr().err and not (tmp_path / "tiny").exists()
-    done = export(tmp_path / "half", tmp_path / "half.pt2")
+    done = export(tmp_path / "half", tmp_path / "half.pt2", size=32)
     model, picture = load(tmp_path / "half"), torch.rand(4, 3, 32, 32)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
+from mtl_lightning.checks import between
 from mtl_lightning.data.base import MultiTaskDataModule
 from mtl_lightning.data.dataset import LabelledDataset
 from mtl_lightning.data.quantities import QUANTITIES, Quantity, blobs
@@ -21,8 +22,10 @@ from mtl_lightning.tasks.base import Task
 SPLITS = ("train", "val", "test")
 CACHE_LIMIT = 4 * 2**30
 """Bytes of a split that are kept at most."""
-SMALLEST = 16
-"""Pixels of a picture's side at least."""
+SMALLEST, LARGEST = 16, 2**14
+"""Pixels of a picture's side at least and at most."""
+MOST = 10**7
+"""Scenes of a split: what is drawn for all of them before training fits into memory."""
 
 
 class ScenesDataset(LabelledDataset):
@@ -184,10 +187,9 @@ class ScenesDataModule(MultiTaskDataModule):
         if scene_seed < 0:
             raise ConfigError(f"data.init_args.scene_seed is {scene_seed}, expected 0 or more")
         for split, rows in self.rows.items():
-            if rows < 0:
-                raise ConfigError(f"data.init_args.{split}_size is {rows}, expected 0 or more")
-        if min(self.size) < SMALLEST:
-            raise ConfigError(f"data.init_args.size is {size}, expected at least {SMALLEST} pixels a side")
+            between(f"data.init_args.{split}_size", rows, 0, MOST)
+        if not SMALLEST <= min(self.size) <= max(self.size) <= LARGEST:
+            raise ConfigError(f"data.init_args.size is {size}, expected {SMALLEST} to {LARGEST} pixels a side")
         named = {f"hidden.{task}": share for task, share in hidden.items()} if isinstance(hidden, dict) else {"hidden": hidden}
         for key, share in {**named, "hidden_eval": hidden_eval, "hidden_pixels": hidden_pixels}.items():
             if not 0 <= share <= 1:
