@@ -58,6 +58,10 @@ def compile_parts(model: MultiTaskModel, options: CompileOptions) -> None:
         model: the network.
         options: how.
     """
+    from torch._inductor import config as inductor  # takes a second to import
+
+    # Dropout then takes the random numbers that it takes uncompiled, not inductor's own.
+    inductor.fallback_random = True
     stages = [stage for copies in model.architecture.stages() for stage in copies]
     parts = list(dict.fromkeys([*stages, *model.heads.values()]))
     # torch counts what is compiled for all modules together, and beyond a limit it runs them uncompiled.
