@@ -126,6 +126,7 @@ def test_the_best_epoch_of_the_training_loss(tmp_path: Path) -> None:
     assert saved(folder, "best")["global_step"] == 1 + min(losses, key=losses.__getitem__)
 
 
+@pytest.mark.slow
 def test_fit_refuses_weights_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saving = f"{{class_path: ModelCheckpoint, init_args: {{dirpath: {tmp_path}/w, filename: w, save_weights_only: true}}}}"
     fit(tmp_path, "--trainer.max_steps=6", f"--trainer.callbacks+={saving}")

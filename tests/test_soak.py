@@ -72,6 +72,7 @@ def test_a_long_run_stays_as_it_is(every: int, looks: int, grows: tuple[str, ...
     check(held, grows)
 
 
+@pytest.mark.slow
 def test_metrics_are_logged_as_often_as_told(tmp_path: Path, no_pictures: None) -> None:
     more = ["--data.init_args.rows=160", "--trainer.max_epochs=5", "--trainer.log_every_n_steps=10", "--model.weighting=UPGrad"]
     main(arguments(tmp_path, 10, [*more, "--trainer.val_check_interval=10", "--data.init_args.hidden={}"]))
