@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from mtl_lightning.analysis.logged import read_rows
 from mtl_lightning.checkpoint import advice, load_checkpoint
 from mtl_lightning.errors import CheckpointError, ConfigError
 from mtl_lightning.running import RUNNING, check_free
@@ -207,10 +208,9 @@ def newest_whole(run: Path) -> Path:
 def _reached(run: Path) -> int:
     """How many steps a run's metrics know of."""
     try:
-        lines = (run / "metrics.csv").read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        return max((int(step) + 1 for step, *_ in read_rows(run / "metrics.csv")), default=0)
     except OSError:
         return 0
-    return max((int(step) + 1 for step in (line.partition(",")[0] for line in lines) if step.isdecimal()), default=0)
 
 
 def choose_run(root: Path, name: str) -> tuple[bool, str]:

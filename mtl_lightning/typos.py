@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any
 
 ENTRIES = {"class_path", "init_args", "dict_kwargs"}
+PLAIN = ("builtins", "pathlib", "datetime")
+"""Modules whose classes are written as values, not by their names."""
 SHOWN = 16
 """Names that fit into a message."""
 
@@ -80,7 +82,7 @@ class Search:
         elif isinstance(origin, type) and issubclass(origin, Sequence):
             for number, each in enumerate(value if isinstance(value, list) else ()):
                 yield from self._value(f"{key}[{number}]", each, inner[0])
-        elif isinstance(hint, type) and hint.__module__ not in ("builtins", "pathlib", "datetime") and hint is not Any:
+        elif isinstance(hint, type) and hint.__module__ not in PLAIN and hint is not Any:
             yield from self._object(key, value, hint, passed)
 
     def _object(self, key: str, value: Any, base: type, passed: int) -> Iterator[Typo]:

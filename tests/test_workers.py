@@ -1,11 +1,13 @@
 """A worker that dies or does not answer ends the run with an error that says why, and no process is left."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from mtl_lightning.data.loader import AugmentedDataset, EpochSampler, ResumableLoader
-from mtl_lightning.data.workers import worker_error
+from mtl_lightning.data.workers import Workers, worker_error
 from mtl_lightning.errors import ConfigError, DataError
 from mtl_lightning.main import main
 from tests.test_loader import SPEC
@@ -32,29 +34,39 @@ def loader(trap: str, timeout: float = 60.0) -> ResumableLoader:
     return ResumableLoader(augmented, SPEC, order, 3, drop_last=False, num_workers=2, pin_memory=False, timeout=timeout)
 
 
+def nobody_is_left(before: Collection[BaseProcess]) -> bool:
+    """Whether all processes end that were not there before; other tests may have left some of theirs to the collector."""
+    return all(process.join(10) or process.exitcode is not None for process in set(active_children()) - set(before))
+
+
 @pytest.mark.parametrize(
     ("trap", "words"),
     [
-        ("killed", ["died (killed by signal 9: Killed)", "memory", "data.init_args.num_workers", "--ckpt_path last"]),
-        ("crash", ["died (killed by signal 11: Segmentation fault)", "damaged file"]),
+        ("killed", ["died (killed by signal", "Killed)", "memory", "data.init_args.num_workers", "--ckpt_path last"]),
+        ("crash", ["died (killed by signal", "Segmentation fault)", "damaged file"]),
         ("exit", ["died (exit code 3)"]),
     ],
 )
 @pytest.mark.parametrize("after_a_fit", [False, True])
 def test_a_dead_worker(trap: str, words: list[str], after_a_fit: bool) -> None:
-    before, start = signal.getsignal(signal.SIGCHLD), time.monotonic()
+    children, start = active_children(), time.monotonic()
+    assert next(iter(loader(""))).ids == ["train-0", "train-1", "train-2"]  # torch listens from the first workers of a process on
+    before = signal.getsignal(signal.SIGCHLD)
     if after_a_fit:
-        # The trainer puts back what was there before, and torch sets its own once in a process.
+        # The trainer puts back what was there before it, and torch never listens again.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises((DataError, RuntimeError)) as caught:
             for _ in loader(trap, timeout=200):
-                time.sleep(0.3)  # as long as a step takes, in which it may die, too
+                time.sleep(0.3 * after_a_fit)  # as long as a step takes, in which it may die, too
     finally:
         signal.signal(signal.SIGCHLD, before)
-    assert time.monotonic() - start < 100, "it is noticed when the time for the batch is over"
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 100, "it was noticed when the time for the batch was over"
+    # Where torch listens, it raises in the body of the loop, too, and the main program asks what that is.
+    message = str(caught.value if isinstance(caught.value, DataError) else worker_error(caught.value))
+    assert all(word in message for word in words), message
+    caught.value.__traceback__ = None  # it holds the loader
+    assert nobody_is_left(children)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -71,15 +83,30 @@ def test_an_error_of_ones_own_data_is_told_at_once(workers: int) -> None:
 
 
 def test_a_stuck_worker_is_an_error_in_time_and_its_rows_are_named() -> None:
-    start, seen = time.monotonic(), []
+    children, start, seen = active_children(), time.monotonic(), []
     with pytest.raises(DataError) as caught:
-        for batch in loader("sleep", timeout=3):
+        # Time enough for two workers to start where other work goes on.
+        for batch in loader("sleep", timeout=8):
             seen += batch.ids
     assert seen == [f"train-{row}" for row in range(6)]
     message = str(caught.value)
-    assert "train-6, train-7, train-8 took longer" in message and "data.init_args.worker_timeout (3 s)" in message
+    assert "train-6, train-7, train-8 took longer" in message and "data.init_args.worker_timeout (8 s)" in message
     assert time.monotonic() - start < 60
-    assert not multiprocessing.active_children()
+    assert nobody_is_left(children)
+
+
+def test_a_death_whose_signal_is_lost_is_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    children, start = active_children(), time.monotonic()
+    assert next(iter(loader(""))).ids  # torch listens from the first workers of a process on
+    monkeypatch.setattr(Workers, "_child_ended", lambda *_: None)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with pytest.raises(DataError, match=r"died \(killed by signal 9: Killed\)"):
+            list(loader("killed", timeout=200))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert time.monotonic() - start < 100
+    assert nobody_is_left(children)
 
 
 def test_the_error_is_told_wherever_torch_raises_it() -> None:
@@ -100,7 +127,7 @@ def test_times_that_are_none() -> None:
 
 
 def run(command: str, runs: Path, trap: str, *args: str) -> int:
-    options = [f"--data.init_args.trap={trap}", "--data.init_args.num_workers=2", "--data.init_args.worker_timeout=5", *args]
+    options = [f"--data.init_args.trap={trap}", "--data.init_args.num_workers=2", "--data.init_args.worker_timeout=8", *args]
     with pytest.raises(SystemExit) as caught:
         main([command, "--config", str(TINY), "--data", "tests.traps.TrapDataModule", "--runs", str(runs), *options])
     assert isinstance(caught.value.code, int)
@@ -108,6 +135,7 @@ def run(command: str, runs: Path, trap: str, *args: str) -> int:
 
 
 def test_a_run_keeps_what_it_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    children = active_children()
     # Each of two workers gives 24 rows in an epoch.
     assert run("fit", tmp_path, "killed", "--data.init_args.after=30", "--data.init_args.val_rows=0") == 1
     error = capsys.readouterr().err
@@ -116,8 +144,8 @@ def test_a_run_keeps_what_it_saved(tmp_path: Path, capsys: pytest.CaptureFixture
     assert saved["global_step"] == 6
     assert run("fit", tmp_path, "sleep", "--ckpt_path=last", "--data.init_args.val_rows=0") == 1
     error = capsys.readouterr().err
-    assert "worker_timeout (5 s)" in error and "train-5" in error and "Traceback" not in error
-    assert not multiprocessing.active_children()
+    assert "worker_timeout (8 s)" in error and "train-5" in error and "Traceback" not in error
+    assert nobody_is_left(children)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from mtl_lightning.batch import Batch, Collate, TargetSpec
@@ -28,7 +28,6 @@ from mtl_lightning.data.pictures import (
     Pictures,
     PreparedBatches,
     RowsToPredict,
-    as_they_are,
     check_pictures,
     find_pictures,
 )
@@ -375,7 +374,4 @@ class MultiTaskDataModule(pl.LightningDataModule):
             rows = self.to_predict()
         else:
             rows = RowsToPredict(self.splits["test"], self.preparation(), self.seed or 0, self.inputs)
-        timeout = self.worker_timeout if self.num_workers else 0
-        return PreparedBatches(
-            DataLoader(rows, self.batch_size, num_workers=self.num_workers, collate_fn=as_they_are, timeout=timeout)
-        )
+        return PreparedBatches(rows, self.batch_size, self.num_workers, self.worker_timeout)

@@ -16,7 +16,7 @@ from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.shield import shield
 from mtl_lightning.data.sieve import sieve
 from mtl_lightning.data.transforms import each_picture
-from mtl_lightning.data.workers import Workers
+from mtl_lightning.data.workers import SLICE, Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -198,7 +198,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            timeout=timeout if num_workers else 0,
+            timeout=min(timeout, SLICE) if num_workers else 0,  # further slices: see Workers
             worker_init_fn=shield,
             collate_fn=_CollateOrError(targets, dataset.inputs, batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
@@ -207,7 +207,7 @@ class ResumableLoader(DataLoader[Any]):
         self.order = sampler
         self.position = 0
         self.waited, self.rows = 0.0, 0
-        self.watch = Workers(self.timeout)
+        self.watch = Workers(timeout)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.position = self.order.start // (self.batch_size or 1)

@@ -263,8 +263,9 @@ class ManifestDataModule(MultiTaskDataModule):
             raise DataError(f"pictures that are there more than once, {repeats.report()}")
         faults = Faults(places, len(table))
         labels = self._labels(tasks, table, codes, pictures, faults)
+        links = self._links()
         for what, texts in self._paths(pictures, labels):
-            check_presence(self._links(), self.root, what, texts, faults)
+            check_presence(links, self.root, what, texts, faults)
         check_values(tasks, labels, pictures.names, faults)
 
         def part(name: str, rows: np.ndarray) -> ManifestDataset:
@@ -291,8 +292,9 @@ class ManifestDataModule(MultiTaskDataModule):
         check_repeats(list(pictures.texts.values()), codes, names, self.duplicates == "allow", faults)
         stopping = faults.bad.copy()
         labels = self._labels(tasks, table, codes, pictures, faults)
+        links = self._links()
         for what, texts in self._paths(pictures, labels):
-            check_links(self._links(), self.root, what, texts, faults)
+            check_links(links, self.root, what, texts, faults)
         parts = {name: np.flatnonzero(codes == code) for name, code in zip(names, (0, 1, 2, -1), strict=True)}
         rest = (
             pictures,

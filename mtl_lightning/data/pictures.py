@@ -14,7 +14,7 @@ from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
-from mtl_lightning.data.workers import Workers
+from mtl_lightning.data.workers import SLICE, Workers
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -217,7 +217,7 @@ class RowsToPredict(Dataset[Prepared | PreparedText | Unreadable | MTLError]):
             return preparation.prepare(sample[name], str(sample["id"]))
 
 
-def as_they_are(items: list[Any]) -> list[Any]:
+def _as_they_are(items: list[Any]) -> list[Any]:
     """The collate of pictures that stay apart: what one gives must not depend on its neighbours' sizes."""
     return items
 
@@ -230,11 +230,17 @@ class PreparedBatches:
     """Batches of what is to be predicted, and nothing else: the trainer would take a ``DataLoader`` apart.
 
     Args:
-        loader: whose workers' errors are raised here; its data set has ``names`` of the rows.
+        rows: with ``names``.
+        batch_size: of them.
+        num_workers: processes that prepare batches; their errors are raised here.
+        timeout: seconds that a batch may take in the workers; 0 waits for ever.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    def __init__(self, rows: Dataset[Any], batch_size: int, num_workers: int, timeout: float) -> None:
+        self.timeout = timeout
+        self.loader = DataLoader(
+            rows, batch_size, num_workers=num_workers, collate_fn=_as_they_are, timeout=min(timeout, SLICE) if num_workers else 0
+        )
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
         taken = 0
@@ -243,7 +249,7 @@ class PreparedBatches:
             names: Sequence[str] = self.loader.dataset.names  # type: ignore[attr-defined]
             return [names[row] for row in range(taken, min(taken + (self.loader.batch_size or 1), len(names)))]
 
-        for items in Workers(self.loader.timeout).watched(self.loader.__iter__, rows):
+        for items in Workers(self.timeout).watched(self.loader.__iter__, rows):
             taken += len(items)
             for item in items:
                 if isinstance(item, MTLError):

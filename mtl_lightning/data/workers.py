@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
@@ -22,6 +22,9 @@ DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed b
 RAISED = "Caught "
 """How torch begins an error that a worker raised, and did not die of."""
 LATE = re.compile(r"DataLoader timed out after")
+SLICE = 1.0
+"""Seconds that torch waits for a batch before it looks whether the workers live. The signal of a death mostly tells it sooner,
+but it may reach another thread, or be handled where nothing can be raised."""
 GRACE = 5.0
 """Seconds in which a worker that broke a connection is seen to be dead, and those of a failed loader end by themselves."""
 SAVED = "What was saved stays as it is: a fit goes on from there with --ckpt_path last"
@@ -58,7 +61,7 @@ class Workers:
     """The processes of one loader, and what became of them.
 
     Args:
-        timeout: of the loader.
+        timeout: seconds that a batch may take; 0 is for ever. The loader's own is :data:`SLICE`.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -78,6 +81,7 @@ class Workers:
         before = multiprocessing.active_children()
         batches = start()
         self._processes += [process for process in multiprocessing.active_children() if process not in before]
+        since = time.monotonic()
         while True:
             try:
                 with self._alert():
@@ -85,12 +89,16 @@ class Workers:
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                ours = self._explained(error, rows)
-                if ours is None:
-                    raise
-                self._end()
+                if LATE.match(str(error)) and time.monotonic() - since < self.timeout:
+                    continue
+                with _quiet():
+                    ours = self._explained(error, rows)
+                    if ours is None:
+                        raise
+                    self._end()
                 raise ours from error
             yield batch
+            since = time.monotonic()
 
     @contextmanager
     def _alert(self) -> Iterator[None]:
@@ -115,7 +123,7 @@ class Workers:
             raise ChildProcessError("a worker died")
 
     def _explained(self, error: Exception, rows: Callable[[], Sequence[str]]) -> DataError | None:
-        if isinstance(error, RuntimeError) and LATE.match(str(error)):
+        if LATE.match(str(error)):
             return self._late(rows())
         if isinstance(error, RuntimeError) and not DIED.search(str(error)):
             return None
@@ -123,10 +131,9 @@ class Workers:
             return worker_error(error)
         # What a dying worker was sending breaks off, mostly before it is known to be dead.
         for _ in range(int(GRACE / 0.05)):
-            with suppress(RuntimeError):  # torch's, of the same death
-                if dead := [process for process in self._processes if process.exitcode is not None]:
-                    return _dead(", ".join(str(process.pid) for process in dead), _details(dead[0].exitcode or 0))
-                time.sleep(0.05)
+            if dead := [process for process in self._processes if process.exitcode is not None]:
+                return _dead(", ".join(str(process.pid) for process in dead), _details(dead[0].exitcode or 0))
+            time.sleep(0.05)
         return worker_error(error)
 
     def _late(self, rows: Sequence[str]) -> DataError:
@@ -142,13 +149,23 @@ class Workers:
         for stop in (BaseProcess.terminate, BaseProcess.kill):
             until = time.monotonic() + GRACE
             for process in self._processes:
-                with suppress(RuntimeError):  # torch's, of those that are ended here
-                    if process.is_alive():
-                        stop(process)
+                if process.is_alive():
+                    stop(process)
             for process in self._processes:
-                with suppress(RuntimeError):
-                    process.join(max(0.0, until - time.monotonic()))
+                process.join(max(0.0, until - time.monotonic()))
         self._processes.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let no handler raise at the death of a worker: it is known, or wanted."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _details(code: int) -> str:
