@@ -80,6 +80,8 @@ class MTLCLI(LightningCLI):
     """The run's other processes."""
     started: ClassVar[int] = 0
     """Runs of this process so far."""
+    asked: ClassVar[str | None] = None
+    """The first word of the command line."""
     folder: Path
     which: str | None = None
     """``--ckpt_path``."""
@@ -89,8 +91,9 @@ class MTLCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's and ours, with the arguments that are no options."""
-        return LightningCLI.subcommands() | {"check": {"model", "datamodule"}}
+        """Lightning's and ours, with the arguments that are no options; one alone where it is asked for: a parser takes time."""
+        known = LightningCLI.subcommands() | {"check": {"model", "datamodule"}}
+        return {MTLCLI.asked: known[MTLCLI.asked]} if MTLCLI.asked in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The entries beside model, data and trainer."""

@@ -44,6 +44,7 @@ def main(args: ArgsType = None) -> None:
         sys.path.insert(0, os.getcwd())
     MTLCLI.claimed = MTLCLI.held = MTLCLI.peers = None
     words = sys.argv[1:] if args is None else args
+    MTLCLI.asked = words[0] if isinstance(words, list) and words else None
     # The launcher kills the others when one that it started leaves with another code than 0.
     launched = LAUNCHED in os.environ and rank_zero_only.rank != 0  # type: ignore[attr-defined]
     try:
