@@ -68,7 +68,9 @@ def explain(error: Exception, key: str, made: Callable[..., Any], arguments: Map
         return f"{key}: {text}"
     named = [argument for argument in arguments if re.search(rf"(?<!\w){argument}(?!\w)", text)]
     changed = _changed(made, arguments)
-    blamed = named or [argument for argument in changed if _mentions(text, arguments[argument])] or changed
+    mentioned = [argument for argument in changed if _mentions(text, arguments[argument])]
+    # Two that are mentioned have values as any number of the text may be.
+    blamed = named or (mentioned if len(mentioned) == 1 else changed)
     if not blamed:
         return f"{key}: {name} refuses its arguments: {text}"
     values = " and ".join(f"{argument if number else f'{key}.{argument}'} is {_short(arguments[argument])}"

@@ -10,6 +10,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from mtl_lightning.callbacks import report
+
 torch.set_num_threads(1)
 
 
@@ -38,6 +40,7 @@ def without_pictures() -> Iterator[None]:
     """For runs whose pictures nobody looks at: drawing them is half of a tiny run's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).touch())
+        patch.setattr(report, "SHOWN", 1)
         yield
 
 

@@ -163,7 +163,11 @@ def columns(**changes: Any) -> str:
     [
         pytest.param([columns(breed="race")], ["race", "breed", "image, split, breed"], id="unknown column"),
         pytest.param([columns(maask="mask")], ["columns.maask", "no such task", "breed, mask, head"], id="unknown task"),
-        pytest.param(["--data.init_args.split.val_fraction=0.01"], ["no row is in the val split"], id="no validation row"),
+        pytest.param(
+            ["--data.init_args.split.val_fraction=0.01"],
+            ["no row is in the val split", "data.init_args.split.val_fraction"],
+            id="no validation row",
+        ),
         pytest.param(["--data.init_args.image=photo"], ["data.init_args.image", "photo"], id="unknown image column"),
         pytest.param(["--data.init_args.manifest=none.csv"], ["none.csv"], id="no manifest"),
         pytest.param(["--data.init_args.root=nowhere"], ["nowhere"], id="no root"),

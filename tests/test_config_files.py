@@ -121,6 +121,13 @@ def test_the_place_of_what_was_refused_is_found_among_alikes() -> None:
     assert explain(ours, "model.x", Two, {"first": -1}) == "label model.x.first is -1, expected 0 or more"
 
 
+def test_numbers_of_a_refusal_that_several_arguments_have_tell_nothing() -> None:
+    both = {"first": 4, "second": 8}
+    told = explain(RuntimeError("cannot make a thing of 4 and 8"), "model.x", Two, both)
+    assert told.startswith("model.x.first is 4 and second is 8, which Two refuses")
+    assert explain(RuntimeError("a thing of 8 is too large"), "model.x", Two, both).startswith("model.x.second is 8, which")
+
+
 class Clamped(torch.optim.SGD):
     """A class of one's own, with a default that no finite number can stand for."""
 

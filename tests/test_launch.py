@@ -63,6 +63,7 @@ def test_two_nodes_started_by_hand_equal_one_process(tmp_path: Path) -> None:
     on_nodes(tmp_path, [sys.executable, "-m", "mtl_lightning"], 2, [here | {"NODE_RANK": str(node)} for node in range(2)])
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_one_message(tmp_path: Path) -> None:
     broken = ["--trainer.callbacks.rank=1", "--trainer.callbacks.how=data", "--trainer.callbacks.step=3"]
     runs = [

@@ -459,6 +459,9 @@ def test_unknown_columns_are_named(pets):
     for column in (Column(), Column("mask", columns=["a"]), Column("mask", scale=2), Column(box=["a"] * 4), ["mask", "breed"]):
         with pytest.raises(ConfigError, match=r"columns\.mask"):
             module(root, columns={"mask": column}).datasets({"mask": SemanticSegmentation(["a", "b"])}, ["train"])
+    far = Column("mask", ignore=[2**62])
+    with pytest.raises(ConfigError, match=r"columns\.mask: values and ignore go from 0 to 4611686018427387904"):
+        module(root, columns={"mask": far}).datasets({"mask": SemanticSegmentation(["a", "b"])}, ["train"])
     with pytest.raises(ConfigError, match="none of the classes a, b"):
         module(root).datasets({"mask": SemanticSegmentation(["a", "b"])}, ["train"])
 

@@ -4,7 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -77,6 +77,10 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     on_error: str = "raise"
     """Whether bad rows stop a run (``raise``) or are left out (``skip``)."""
+    sizes: ClassVar[str] = (
+        "what data.init_args says of splits, and at rows that were left out (also for data.init_args.max_pixels)"
+    )
+    """What to look at where a split is empty; ``{split}`` is its name."""
 
     def __init__(
         self,
@@ -160,7 +164,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         found = self.datasets(tasks, wanted)
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
-                raise DataError(f"the {split} split is empty; look at its settings and at rows that were left out")
+                raise DataError(f"the {split} split is empty; look at {self.sizes.format(split=split)}")
         # Other commands than fit are about one split; what the model was trained on may have been other rows than these.
         self.adopt(found, None if stage == "fit" else SPLITS[stage][-1:])
 

@@ -130,7 +130,8 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}); {ORIGIN}, and set data.init_args.root to its folder"
+            f"{path} cannot be read ({error.strerror}); {ORIGIN}, and set data.init_args.root to its folder (and "
+            "data.init_args.file to a name in it)"
         ) from error
     except ValueError as error:
         raise DataError(f"{path} is no proper JSON ({error}); it may be cut off: {ORIGIN}") from error

@@ -17,6 +17,8 @@ YES, NO = ("1", "true", "yes"), ("0", "false", "no")
 BOX = ["x0", "y0", "x1", "y1"]
 NO_LABEL = 255
 """The value of unlabelled pixels where a mask's values are its class indices."""
+SPAN = 1 << 24
+"""Between the smallest and the largest value of a mask: a table of that many entries is made."""
 
 
 @dataclass
@@ -199,4 +201,10 @@ def _mask_classes(task: Task, column: Column) -> dict[int, int]:
             if not isinstance(index, int) or not 0 <= index < len(task.names):
                 raise ConfigError(f"{key}.values: {value} is '{name}', which is none of the classes {some(task.names)}")
             classes[value] = index
-    return classes | dict.fromkeys(column.ignore, -1)
+    classes |= dict.fromkeys(column.ignore, -1)
+    if max(classes) - min(classes) > SPAN:
+        raise ConfigError(
+            f"{key}: values and ignore go from {min(classes)} to {max(classes)}, expected at most {SPAN} between them; number "
+            "the classes in the files closely"
+        )
+    return classes

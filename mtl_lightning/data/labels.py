@@ -153,7 +153,8 @@ class MaskLabels(FileLabels):
     Args:
         root: the folder that paths are relative to.
         texts: [N] the paths.
-        classes: class index of each value in the files, -1 for values that mean no label.
+        classes: class index of each value in the files, -1 for values that mean no label. A table from the smallest value to the
+            largest is made.
         max_pixels: what a file may have.
     """
 
@@ -161,8 +162,6 @@ class MaskLabels(FileLabels):
         super().__init__(root, texts, max_pixels)
         self.classes = classes
         self.low, high = min(classes), max(classes)
-        if high - self.low > 1 << 24:
-            raise DataError(f"mask values from {self.low} to {high} are too far apart; number the classes closely")
         # One more entry at each end for whatever lies outside; -1 is a value nobody named.
         self.lookup = np.full(high - self.low + 3, -1, dtype=np.int32)
         for value, index in classes.items():

@@ -1,7 +1,7 @@
 """Rendered scenes with labels for every kind of task: data that needs no download, in any amount and always the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -164,6 +164,8 @@ class ScenesDataModule(MultiTaskDataModule):
     Raises:
         ConfigError: a number out of its range.
     """
+
+    sizes: ClassVar[str] = "data.init_args.{split}_size"
 
     def __init__(
         self,

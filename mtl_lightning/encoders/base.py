@@ -156,7 +156,8 @@ class ImageEncoder(Encoder):
         if not torch.compiler.is_compiling() and min(image.tensor.shape[-2:]) < self.smallest:
             raise ConfigError(
                 f"the encoder {type(self).__name__} needs images of at least {self.smallest} x {self.smallest} pixels, the data "
-                f"gives {image.tensor.shape[-2]} x {image.tensor.shape[-1]}; set data.init_args.image_size, or take fewer stages"
+                f"gives {image.tensor.shape[-2]} x {image.tensor.shape[-1]}; set data.init_args.image_size, or give "
+                "model.encoder fewer stages"
             )
         tensor = (image.tensor - self.mean) / self.std
         return Features(tensor if image.valid is None else tensor * image.valid, image.valid)
