@@ -77,9 +77,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
 
     on_error: str = "raise"
     """Whether bad rows stop a run (``raise``) or are left out (``skip``)."""
-    sizes: ClassVar[str] = (
-        "what data.init_args says of splits, and at rows that were left out (also for data.init_args.max_pixels)"
-    )
+    size_hint: ClassVar[str] = "what data.init_args says of splits, and rows that were left out, as for data.init_args.max_pixels"
     """What to look at where a split is empty; ``{split}`` is its name."""
 
     def __init__(
@@ -164,7 +162,7 @@ class MultiTaskDataModule(pl.LightningDataModule):
         found = self.datasets(tasks, wanted)
         for split in wanted:
             if (split != "val" or stage == "validate") and len(found.get(split, ())) == 0:
-                raise DataError(f"the {split} split is empty; look at {self.sizes.format(split=split)}")
+                raise DataError(f"the {split} split is empty; look at {self.size_hint.format(split=split)}")
         # Other commands than fit are about one split; what the model was trained on may have been other rows than these.
         self.adopt(found, None if stage == "fit" else SPLITS[stage][-1:])
 

@@ -165,7 +165,7 @@ class ScenesDataModule(MultiTaskDataModule):
         ConfigError: a number out of its range.
     """
 
-    sizes: ClassVar[str] = "data.init_args.{split}_size"
+    size_hint: ClassVar[str] = "data.init_args.{split}_size"
 
     def __init__(
         self,
