@@ -1,3 +1,4 @@
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -125,8 +126,10 @@ def test_the_main_process_keeps_its_own_random_stream() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_of_ours_leaves_a_worker_as_it_is(workers: int) -> None:
+    before = multiprocessing.active_children()
     with pytest.raises(DataError, match=r"^row 4 is broken$"):
         list(make(workers=workers, broken=4))
+    assert not set(multiprocessing.active_children()) - set(before)
 
 
 def test_collate_pads_and_places_labels() -> None:

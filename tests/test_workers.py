@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Collection
 from multiprocessing import active_children
@@ -71,7 +72,7 @@ def test_a_dead_worker(trap: str, words: list[str], after_a_fit: bool) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_ones_own_data_is_told_at_once(workers: int) -> None:
-    rows, start = TrapDataset("train", 12, 0, {}, (16, 16)), time.monotonic()
+    rows, children, start = TrapDataset("train", 12, 0, {}, (16, 16)), active_children(), time.monotonic()
 
     def refuse(sample: object) -> NoReturn:
         raise OSError("a disk of one's own")
@@ -80,6 +81,7 @@ def test_an_error_of_ones_own_data_is_told_at_once(workers: int) -> None:
     with pytest.raises(OSError, match="of one's own"):
         list(ResumableLoader(augmented, SPEC, order, 3, drop_last=False, num_workers=workers, pin_memory=False, timeout=60))
     assert time.monotonic() - start < 4
+    assert nobody_is_left(children)
 
 
 def test_a_stuck_worker_is_an_error_in_time_and_its_rows_are_named() -> None:
@@ -107,6 +109,28 @@ def test_a_death_whose_signal_is_lost_is_noticed_soon(monkeypatch: pytest.Monkey
         signal.signal(signal.SIGCHLD, before)
     assert time.monotonic() - start < 100
     assert nobody_is_left(children)
+
+
+def test_a_lock_that_a_killed_worker_held_is_not_waited_for() -> None:
+    children, data = active_children(), loader("", timeout=200)
+    batches = iter(data)
+    assert next(batches).ids
+    event = data._iterator._workers_done_event  # type: ignore[attr-defined]
+    if not (holder := os.fork()):
+        getattr(event, "_cond", threading.Lock()).acquire()
+        os._exit(0)
+    os.waitpid(holder, 0)
+    for process in set(active_children()) - set(children):
+        os.kill(process.pid or 0, signal.SIGKILL)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits for ever"))
+    signal.alarm(60)
+    try:
+        with pytest.raises((DataError, RuntimeError)):
+            list(batches)
+        data._iterator._shutdown_workers()  # type: ignore[attr-defined]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_the_error_is_told_wherever_torch_raises_it() -> None:

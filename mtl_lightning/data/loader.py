@@ -16,7 +16,7 @@ from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.shield import shield
 from mtl_lightning.data.sieve import sieve
 from mtl_lightning.data.transforms import each_picture
-from mtl_lightning.data.workers import SLICE, Workers
+from mtl_lightning.data.workers import SLICE, Workers, start_method
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -198,6 +198,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            multiprocessing_context=start_method() if num_workers else None,
             timeout=min(timeout, SLICE) if num_workers else 0,  # further slices: see Workers
             worker_init_fn=shield,
             collate_fn=_CollateOrError(targets, dataset.inputs, batch_size, sampler, mixing),  # type: ignore[arg-type]
@@ -214,6 +215,7 @@ class ResumableLoader(DataLoader[Any]):
         start = time.perf_counter()
         for batch in self.watch.watched(super().__iter__, self._next_rows):
             if isinstance(batch, MTLError):
+                self.watch.end()
                 raise batch
             self.waited += time.perf_counter() - start
             self.position += 1

@@ -14,7 +14,7 @@ from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
-from mtl_lightning.data.workers import SLICE, Workers
+from mtl_lightning.data.workers import SLICE, Workers, start_method
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -239,7 +239,12 @@ class PreparedBatches:
     def __init__(self, rows: Dataset[Any], batch_size: int, num_workers: int, timeout: float) -> None:
         self.timeout = timeout
         self.loader = DataLoader(
-            rows, batch_size, num_workers=num_workers, collate_fn=_as_they_are, timeout=min(timeout, SLICE) if num_workers else 0
+            rows,
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=_as_they_are,
+            timeout=min(timeout, SLICE) if num_workers else 0,
+            multiprocessing_context=start_method() if num_workers else None,
         )
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:

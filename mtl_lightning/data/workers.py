@@ -7,7 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any
 
@@ -76,7 +80,7 @@ class Workers:
             rows: names the rows of the next batch.
 
         Raises:
-            DataError: a worker died, or a batch took longer than the loader waits; the others are ended.
+            DataError: a worker died, or a batch took longer than the loader waits. All are ended after this and any other error.
         """
         before = multiprocessing.active_children()
         batches = start()
@@ -93,9 +97,9 @@ class Workers:
                     continue
                 with _quiet():
                     ours = self._explained(error, rows)
-                    if ours is None:
-                        raise
-                    self._end()
+                self.end()
+                if ours is None:
+                    raise
                 raise ours from error
             yield batch
             since = time.monotonic()
@@ -144,16 +148,39 @@ class Workers:
             f"not answer, or the workers are too slow. Look at these files, or set it higher (0 waits for ever). {SAVED}"
         )
 
-    def _end(self) -> None:
-        """End them all, so that none is left waiting for a file when this process ends."""
-        for stop in (BaseProcess.terminate, BaseProcess.kill):
-            until = time.monotonic() + GRACE
-            for process in self._processes:
-                if process.is_alive():
-                    stop(process)
-            for process in self._processes:
-                process.join(max(0.0, until - time.monotonic()))
+    def end(self) -> None:
+        """End them all after an error: none is left waiting for a file, and the collector need not wait for them."""
+        with _quiet():
+            for stop in (BaseProcess.terminate, BaseProcess.kill):
+                until = time.monotonic() + GRACE
+                for process in self._processes:
+                    if process.is_alive():
+                        stop(process)
+                for process in self._processes:
+                    process.join(max(0.0, until - time.monotonic()))
         self._processes.clear()
+
+
+class Flag:
+    """An event that nobody waits for, and so needs no lock: one that a worker held when it was killed stays locked for ever."""
+
+    def __init__(self) -> None:
+        self._raised = RawValue("b", 0)
+
+    def set(self) -> None:
+        """Raise it."""
+        self._raised.value = 1
+
+    def is_set(self) -> bool:
+        """Whether it was raised, in this process or another one."""
+        return bool(self._raised.value)
+
+
+def start_method() -> BaseContext:
+    """How a loader's workers are started: as all processes of Python, but with a :class:`Flag` that tells them to end."""
+    found = copy(get_context())
+    found.Event = Flag  # type: ignore[method-assign, assignment]
+    return found
 
 
 @contextmanager
