@@ -161,15 +161,15 @@ def test_schedules_by_epoch_and_on_a_plateau(tmp_path: Path) -> None:
     "args",
     [
         pytest.param(["--data.init_args.channels=1", "--model.encoder.init_args.in_channels=1"], id="grey"),
-        pytest.param(["--data.init_args.image_size=[20, 28]"], id="not square"),
+        pytest.param(["--data.init_args.image_size=[20, 28]"], id="not square", marks=pytest.mark.slow),
         pytest.param(
             ["--data.init_args.sizes=[9, 16]", "--model.tasks.mask.init_args.head=UNet"], id="every picture another size"
         ),
         pytest.param(["--trainer.precision=bf16-mixed"], id="bf16"),
         pytest.param(["--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=0.1"], id="accumulation, clipping"),
-        pytest.param(["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"], id="limits"),
+        pytest.param(["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"], id="limits", marks=pytest.mark.slow),
         pytest.param(["--trainer.check_val_every_n_epoch=2", "--trainer.num_sanity_val_steps=0"], id="validation now and then"),
-        pytest.param(["--trainer.max_epochs=-1", "--trainer.max_steps=5"], id="steps"),
+        pytest.param(["--trainer.max_epochs=-1", "--trainer.max_steps=5"], id="steps", marks=pytest.mark.slow),
     ],
 )
 def test_runs_of_other_shapes_and_settings(tmp_path: Path, args: list[str]) -> None:

@@ -312,6 +312,9 @@ def test_rates_follow_the_stride() -> None:
     assert [rates(stride) for stride in (8, 16, 32, 64)] == [[12, 24, 36], [6, 12, 18], [3, 6, 9], [2, 3, 4]]
     assert ASPP([FeatureSpec(4, s) for s in (2, 4, 8)], 2, low_level=True).level == 1
     assert ASPP([FeatureSpec(4, s) for s in (1, 2)], 2, low_level=True).level == 0
+    for rates in ([], [0], [1, 2**62]):
+        with pytest.raises(ConfigError, match="rates"):
+            ASPP([FeatureSpec(4, 4)], 2, rates=rates)
 
 
 def test_aspp_sees_the_whole_picture_and_no_padding() -> None:

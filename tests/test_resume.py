@@ -72,8 +72,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [
         pytest.param([3, 7, 11], [], id="plain"),
         pytest.param([6, 12], ["--model.weighting=DWA", "--data.num_workers=1"], id="dwa, worker, at epoch ends"),
-        pytest.param([1, 5], ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2"], id="uw, accumulation"),
-        pytest.param([6, 13], [*PLATEAU, "--trainer.max_epochs=4"], id="plateau, at and after epoch ends"),
+        pytest.param(
+            [1, 5], ["--model.weighting=UW", "--trainer.accumulate_grad_batches=2"], id="uw, accumulation", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [6, 13], [*PLATEAU, "--trainer.max_epochs=4"], id="plateau, at and after epoch ends", marks=pytest.mark.slow
+        ),
         pytest.param(
             [6, 10],
             [*BY_EPOCH, "--trainer.max_epochs=4"],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.methods import Run, at_features, methods
 
-STEPS = 10
+STEPS = 6
 SENT: list[int] = []
 """How many numbers each message had."""
 

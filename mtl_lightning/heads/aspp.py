@@ -12,6 +12,8 @@ from mtl_lightning.heads.blocks import Norm, check_options, conv1x1, conv3x3, re
 
 RATES, STRIDE = (6, 12, 18), 16
 """The paper's rates, and the stride that they are for."""
+FARTHEST = 1 << 16
+"""Cells: farther than any map reaches, and not yet past what a convolution can count."""
 LOW_LEVEL, NARROW = 4, 48
 """The stride of the finer map that DeepLabv3+ adds, and the channels it is narrowed to."""
 
@@ -55,8 +57,8 @@ class ASPP(Head):
         name, last = type(self).__name__, specs[-1] if specs else FeatureSpec(1)
         need_maps(name, specs)
         rates = [max(1, round(rate * STRIDE / last.stride)) for rate in RATES] if rates is None else list(rates)
-        if width < 1 or not rates or min(rates) < 1:
-            raise ConfigError(f"head {name}: width is {width} and rates {rates}, expected numbers >= 1")
+        if width < 1 or not rates or min(rates) < 1 or max(rates) > FARTHEST:
+            raise ConfigError(f"head {name}: width is {width} and rates {rates}, expected numbers >= 1, rates up to {FARTHEST}")
         check_options(name, dropout, norm, width)
         self.branches = nn.ModuleList(
             [conv1x1(last.channels, width, norm), *(conv3x3(last.channels, width, norm, rate) for rate in rates)]
