@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from mtl_lightning.typos import PLAIN, defaults, find_class, parameters
+from mtl_lightning.typos import defaults, find_class, is_class, parameters
 
 LISTS = (list, tuple, Sequence, collections.abc.Iterable, set)
 SHOWN = 12
@@ -138,7 +138,7 @@ class Types:
 
 
 def _is_class(hint: Any) -> bool:
-    return isinstance(hint, type) and hint is not Any and hint.__module__ not in PLAIN and not issubclass(hint, Enum)
+    return is_class(hint) and not issubclass(hint, Enum)
 
 
 def _alike(hint: Any, value: Any) -> bool:

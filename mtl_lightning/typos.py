@@ -10,8 +10,6 @@ from importlib import import_module
 from typing import Any
 
 ENTRIES = {"class_path", "init_args", "dict_kwargs"}
-PLAIN = ("builtins", "pathlib", "datetime")
-"""Modules whose classes are written as values, not by their names."""
 SHOWN = 16
 """Names that fit into a message."""
 
@@ -82,7 +80,7 @@ class Search:
         elif isinstance(origin, type) and issubclass(origin, Sequence):
             for number, each in enumerate(value if isinstance(value, list) else ()):
                 yield from self._value(f"{key}[{number}]", each, inner[0])
-        elif isinstance(hint, type) and hint.__module__ not in PLAIN and hint is not Any:
+        elif is_class(hint):
             yield from self._object(key, value, hint, passed)
 
     def _object(self, key: str, value: Any, base: type, passed: int) -> Iterator[Typo]:
@@ -105,6 +103,11 @@ class Search:
                 known = dict(list(parameters(made).items())[passed:])
                 owner = made.__name__ if about else key
                 yield from self._arguments(f"{key}.init_args" if within else key, arguments, known, owner, about)
+
+
+def is_class(hint: Any) -> bool:
+    """Whether a type is one whose values are named by their classes, and not written as they are."""
+    return isinstance(hint, type) and hint is not Any and hint.__module__ not in ("builtins", "pathlib", "datetime")
 
 
 def find_class(path: str, base: type) -> Callable[..., Any] | None:

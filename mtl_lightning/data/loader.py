@@ -16,7 +16,7 @@ from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.shield import shield
 from mtl_lightning.data.sieve import sieve
 from mtl_lightning.data.transforms import each_picture
-from mtl_lightning.data.workers import SLICE, Workers, start_method
+from mtl_lightning.data.workers import Workers, worker_options
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 from mtl_lightning.mixing import Mixing
@@ -195,15 +195,13 @@ class ResumableLoader(DataLoader[Any]):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=drop_last,
-            num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            multiprocessing_context=start_method() if num_workers else None,
-            timeout=min(timeout, SLICE) if num_workers else 0,  # further slices: see Workers
             worker_init_fn=shield,
             collate_fn=_CollateOrError(targets, dataset.inputs, batch_size, sampler, mixing),  # type: ignore[arg-type]
             # A generator of its own: iterators would otherwise draw from the global one and a resumed run would differ.
             generator=torch.Generator().manual_seed(sampler.seed),
+            **worker_options(num_workers, timeout),
         )
         self.order = sampler
         self.position = 0

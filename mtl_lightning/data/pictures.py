@@ -14,7 +14,7 @@ from mtl_lightning.data.prepare import Preparation, Prepared, together
 from mtl_lightning.data.seeding import sample_randomness
 from mtl_lightning.data.table import read_table
 from mtl_lightning.data.text.prepare import PreparedText, TextPreparation
-from mtl_lightning.data.workers import SLICE, Workers, start_method
+from mtl_lightning.data.workers import Workers, worker_options
 from mtl_lightning.errors import DataError, MTLError
 from mtl_lightning.inputs import IMAGE
 
@@ -238,14 +238,7 @@ class PreparedBatches:
 
     def __init__(self, rows: Dataset[Any], batch_size: int, num_workers: int, timeout: float) -> None:
         self.timeout = timeout
-        self.loader = DataLoader(
-            rows,
-            batch_size,
-            num_workers=num_workers,
-            collate_fn=_as_they_are,
-            timeout=min(timeout, SLICE) if num_workers else 0,
-            multiprocessing_context=start_method() if num_workers else None,
-        )
+        self.loader = DataLoader(rows, batch_size, collate_fn=_as_they_are, **worker_options(num_workers, timeout))
 
     def __iter__(self) -> Iterator[list[Prepared | PreparedText | Unreadable]]:
         taken = 0
@@ -254,10 +247,12 @@ class PreparedBatches:
             names: Sequence[str] = self.loader.dataset.names  # type: ignore[attr-defined]
             return [names[row] for row in range(taken, min(taken + (self.loader.batch_size or 1), len(names)))]
 
-        for items in Workers(self.timeout).watched(self.loader.__iter__, rows):
+        watch = Workers(self.timeout)
+        for items in watch.watched(self.loader.__iter__, rows):
             taken += len(items)
             for item in items:
                 if isinstance(item, MTLError):
+                    watch.end()
                     raise item
             yield items
 

@@ -111,8 +111,9 @@ def assign(split: Split, table: Table, image: str, faults: Faults | None = None)
     asked |= {"val"} if split.val_fraction is not None else set()
     for name in sorted(asked):
         if not (codes == SPLITS.index(name)).any():
-            drawn = ["val_fraction"] * (name == "val" and split.val_fraction is not None) or ["fractions"] * bool(split.fractions)
-            key = ".".join([KEY, *drawn])
+            key = KEY if split.fractions is None else f"{KEY}.fractions"
+            if name == "val" and split.val_fraction is not None:
+                key = f"{KEY}.val_fraction"
             raise DataError(f"{table.places.name}: no row is in the {name} split ({len(table)} rows in all); look at {key}")
     return codes
 

@@ -65,7 +65,7 @@ class Workers:
     """The processes of one loader, and what became of them.
 
     Args:
-        timeout: seconds that a batch may take; 0 is for ever. The loader's own is :data:`SLICE`.
+        timeout: seconds that a batch may take; 0 is for ever. The loader's own is a slice of it, see :func:`worker_options`.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -108,8 +108,8 @@ class Workers:
     def _alert(self) -> Iterator[None]:
         """Hear at once of a worker that dies.
 
-        torch listens as well, but once in a process: at the end of a fit the trainer puts back the signal handlers of before it,
-        and a death in a later command would be noticed when the time for the batch is over.
+        torch listens as well, but once in a process: at the end of a fit the trainer puts back the signal handlers of before it.
+        A death in a later command would be noticed a slice later, and never by who waits for the rest of a dead worker's message.
         """
         deaf = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
         if not (deaf and self._processes):
@@ -176,8 +176,18 @@ class Flag:
         return bool(self._raised.value)
 
 
-def start_method() -> BaseContext:
-    """How a loader's workers are started: as all processes of Python, but with a :class:`Flag` that tells them to end."""
+def worker_options(number: int, timeout: float) -> dict[str, Any]:
+    """What a loader that :class:`Workers` watches is made with.
+
+    Args:
+        number: of workers.
+        timeout: seconds that a batch may take in them; 0 is for ever.
+    """
+    return {"num_workers": number} | ({"timeout": min(timeout, SLICE), "multiprocessing_context": _context()} if number else {})
+
+
+def _context() -> BaseContext:
+    """Workers are started as all processes of Python are, but a :class:`Flag` tells them to end."""
     found = copy(get_context())
     found.Event = Flag  # type: ignore[method-assign, assignment]
     return found
